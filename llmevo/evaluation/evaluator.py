@@ -18,12 +18,12 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, machine_error
 from llmevo.evaluation.judges.verdicts import VerdictMemory
-from llmevo.evaluation.questions import Compared, blocks, select_questions, words
+from llmevo.evaluation.questions import Compared, blocks, clusters, select_questions, words
 from llmevo.evaluation.racing import difference, is_beaten
 from llmevo.evaluation.recording import Recorder
 from llmevo.evaluation.responses import Responses, Unjudged
 from llmevo.evaluation.score import Score, aggregate, concatenate, error_of, logged
-from llmevo.evaluation.standard_errors import Clusters, ItemScores, clusters, of_mean
+from llmevo.evaluation.standard_errors import Clusters, ItemScores, of_mean
 from llmevo.evaluation.tasks.lm_eval import (
     TEXT,
     JudgedTask,
@@ -133,11 +133,20 @@ class Evaluator:
 
     @cached_property
     def clusters(self) -> Clusters:
-        """The questions with the same text, in the order in which they are asked."""
-        texts: dict[str, list[tuple[str, str]]] = {}
-        for name, text in self.questions():
-            texts.setdefault(name, []).append((text[-TEXT:], ""))
-        return clusters(texts)
+        """The questions that are the same, in the order in which they are asked."""
+        return clusters(self.compared())
+
+    @cached_property
+    def groups(self) -> dict[str, dict[str, float]]:
+        """{group: {task: its share in the group's metric}}, of the groups whose metric is a mean over their tasks."""
+        found: dict[str, dict[str, float]] = {}
+        for task in self.tasks:
+            leaves, metric = members(task, self._loaded), task.metric.split(",")[0]
+            if task.name not in self._leaves and all(metric in mean_metrics(leaf) for leaf in leaves.values()):
+                asked = {name: sum(len(block.get(name, ())) for block in self.blocks) for name in leaves}
+                sizes = {name: of if is_size_weighted(task, self._loaded) else 1 for name, of in asked.items()}
+                found[task.name] = {name: size / sum(sizes.values()) for name, size in sizes.items()}
+        return found
 
     @property
     def sign_conflicts(self) -> list[Task]:
@@ -356,19 +365,13 @@ class Evaluator:
         """The standard error of a group's metric from those of its tasks; None where it is not their mean. lm-eval has
         none for a task of one question, and 0 where all its answers are alike.
         """
-        if task.name in self._leaves or task.name not in found:
+        shares = self.groups.get(task.name, {})
+        if not shares or task.name not in found or not all(item_scores.get(name) for name in shares):
             return None
-        leaves = members(task, self._loaded)
-        own = {name: item_scores.get(name, ()) for name in leaves}
-        metric = task.metric.split(",")[0]
-        if not all(own[name] and metric in mean_metrics(leaf) for name, leaf in leaves.items()):
-            return None
-        sizes = {name: len(of) if is_size_weighted(task, self._loaded) else 1 for name, of in own.items()}
-        shares = {name: size / sum(sizes.values()) for name, size in sizes.items()}
-        mean = sum(share * fmean(own[name]) for name, share in shares.items())
+        mean = sum(share * fmean(item_scores[name]) for name, share in shares.items())
         if abs(mean - found[task.name].get(task.metric, math.nan)) > 1e-3:  # a group of groups
             return None
-        return math.sqrt(sum((share * of_mean(own[name])) ** 2 for name, share in shares.items()))
+        return math.sqrt(sum((share * of_mean(item_scores[name])) ** 2 for name, share in shares.items()))
 
     def score_questions(self, lm: LM, block: Mapping[str, Sequence[int]], clusters: Clusters | None = None) -> Score:
         """The score on questions by their places in each task; see `score_block`. `clusters` are those asked twice."""

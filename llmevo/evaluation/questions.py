@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from llmevo.errors import TaskError, plural
+from llmevo.evaluation.standard_errors import Clusters
 from llmevo.evaluation.tasks.task import AskingOptions
 
 SHINGLE = 5
@@ -21,6 +22,9 @@ Question = tuple[str, str]
 
 Compared = tuple[str, str, Sequence[str]]
 """The same, with its choices; none where it has no choices."""
+
+Texts = Mapping[str, Sequence[Sequence[str]]]
+"""{task: (question, right answer) of each}, as `RunStarted.texts` has them for each set."""
 
 
 def select_questions(
@@ -88,6 +92,27 @@ def repeated(texts: Iterable[str]) -> int:
 def with_choices(text: str, choices: Sequence[str]) -> str:
     """A question and its choices, in whatever order it has them."""
     return " / ".join([text, *sorted(choices, key=words)])
+
+
+def clusters(questions: Iterable[Compared]) -> Clusters:
+    """Number the questions: those with the same words are one, asked with choices or without. Equal texts with several
+    lists of choices are a question for each list. Questions without a text are all different.
+    """
+    asked = [(task, words(text), frozenset(map(words, choices))) for task, text, choices in questions]
+    lists: dict[tuple[str, ...], set[frozenset[tuple[str, ...]]]] = defaultdict(set)
+    for _, text, choices in asked:
+        lists[text] |= {choices} if choices else set()
+    known: dict[object, int] = {}
+    found: dict[str, list[int]] = {}
+    for place, (task, text, choices) in enumerate(asked):
+        key = (text, choices if len(lists[text]) > 1 else None) if text or choices else place
+        found.setdefault(task, []).append(known.setdefault(key, len(known)))
+    return found
+
+
+def clusters_of_texts(texts: Texts) -> Clusters:
+    """The same from the texts of a log that has no numbers, without the choices."""
+    return clusters((task, question, ()) for task, asked in texts.items() for question, _ in asked)
 
 
 def check_disjoint(name: str, questions: Iterable[Compared], others: Iterable[Compared]) -> None:

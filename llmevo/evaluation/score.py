@@ -58,7 +58,7 @@ def aggregate(
     """The objective, Σ weight · metric, and its standard error: see `llmevo.evaluation.standard_errors`.
 
     `means` are the question scores of tasks whose metric is their mean: the standard errors of these follow from them.
-    Those of other tasks are lm-eval's. `same` names the questions that are asked twice.
+    Those of other tasks are lm-eval's. `clusters` are the questions that are asked twice.
     """
     deviations = {
         task.name: task.weight * (np.asarray(own, dtype=float) - np.mean(own)) / len(own)
@@ -122,9 +122,10 @@ def concatenate(tasks: Sequence[Task], parts: Sequence[Score], clusters: Cluster
     return replace(whole, item_scores=item_scores, replies=replies)
 
 
-def pooled(tasks: Sequence[Task], scores: Sequence[Score]) -> Score:
+def pooled(tasks: Sequence[Task], scores: Sequence[Score], clusters: Clusters | None = None) -> Score:
     """The score on several sets of questions together, without the tasks' metrics: each task has the mean over all its
-    questions. A metric that is no mean over questions is averaged by the sets' numbers of questions.
+    questions. A metric that is no mean over questions is averaged by the sets' numbers of questions. `clusters` are
+    those of the sets' questions, one set after the other.
     """
     items, joined = sum(score.items for score in scores), _joined(scores)
     # Earlier logs have values of the questions of a perplexity, and later ones none.
@@ -144,7 +145,7 @@ def pooled(tasks: Sequence[Task], scores: Sequence[Score]) -> Score:
         stderr = math.sqrt(sum((share * metrics.get(error, 0.0)) ** 2 for share, metrics in shares))
         results[task.name] = {task.metric: value, error: stderr}
     means = {task.name: own for task in tasks if (own := answered.get(task.name))}
-    return replace(aggregate(tasks, results, items, means), tasks={}, item_scores=answered)
+    return replace(aggregate(tasks, results, items, means, clusters), tasks={}, item_scores=answered)
 
 
 def averaged(scores: Sequence[Score]) -> Score:

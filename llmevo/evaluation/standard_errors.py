@@ -20,9 +20,6 @@ ItemScores = Mapping[str, Sequence[float]]
 Clusters = Mapping[str, Sequence[int]]
 """{task: a number for every question}; equal numbers, within a task or across tasks, are the same question."""
 
-Questions = Mapping[str, Sequence[Sequence[str]]]
-"""{task: (question, right answer) of each}, as `RunStarted.texts` has them for each set."""
-
 
 @dataclass(frozen=True)
 class Spread:
@@ -33,15 +30,14 @@ class Spread:
     """Its degrees of freedom."""
 
 
-def clusters(texts: Questions) -> Clusters:
-    """Number the questions by their text, without case and spacing; the right answers may be written differently.
-    Questions without a text are all different.
-    """
-    known: dict[str, int] = {}
+def one_after_another(sets: Iterable[Clusters]) -> Clusters:
+    """The numbers of several sets of questions, of which none shares a question with another."""
     found: dict[str, list[int]] = {}
-    for task, asked in texts.items():
-        keys = [" ".join(question.casefold().split()) or f"{task}/{place}" for place, (question, _) in enumerate(asked)]
-        found[task] = [known.setdefault(key, len(known)) for key in keys]
+    first = 0
+    for numbers in sets:
+        for task, own in numbers.items():
+            found.setdefault(task, []).extend(first + number for number in own)
+        first += 1 + max((max(own, default=0) for own in numbers.values()), default=0)
     return found
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from llmevo.errors import quoted
-from llmevo.reports.quantized_scores import error_of_difference, served_best
+from llmevo.reports.quantized_scores import heldout_error, served_best
 from llmevo.reports.text import with_error
 from llmevo.run.log.state import RunState
 from llmevo.search.trial import START_ROWS
@@ -26,9 +26,7 @@ def _gain(state: RunState, run: object) -> Sequence[str]:
     feasible = [row for row in rivals if not (trial := trials[row.row]) or not trial.violation]
     strongest = max(feasible or rivals, key=lambda row: row.score)
     gain = best.score - strongest.score
-    weights = {task.name: task.weight for task in state.heldout_tasks}
-    asked = state.started.texts.get("heldout", {}) if state.started else {}
-    noise = error_of_difference(best.read(), strongest.read(), weights, asked)
+    noise = heldout_error(state, best, strongest)
     if best.candidate is not None and best.candidate == strongest.candidate:
         found = f"No merge found is better than {strongest.row}, which is the run's result"
         better = max(rivals, key=lambda row: row.score)

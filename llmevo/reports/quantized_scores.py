@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmevo.config import parse_logged
 from llmevo.evaluation.racing import difference
 from llmevo.evaluation.score import Score
-from llmevo.evaluation.standard_errors import Questions, clusters
+from llmevo.evaluation.standard_errors import Clusters
 from llmevo.reports.text import with_error
-from llmevo.run.log.state import ORIGIN, RunState
+from llmevo.run.log.events import HeldOut
+from llmevo.run.log.state import RunState
 from llmevo.search.trial import Trial
 
 
@@ -29,13 +29,11 @@ def finalists(state: RunState) -> list[ServedFinalist]:
     """Return the finalists, the best as served first; empty before all of them are scored so."""
     if state.started is None or not state.served_finalists:
         return []
-    counted = parse_logged(state.started.config, ORIGIN).counted
-    weights, texts = {task: weight for task, (weight, _) in counted.items()}, state.started.texts
-    asked = {task: [q for name in state.finals_sets for q in texts.get(name, {}).get(task, [])] for task in weights}
+    weights, clusters = state.question_weights(state.tasks, "search"), state.clusters(*state.finals_sets)
     found: list[ServedFinalist] = []
     for trial in state.served_finalists:
         merged, served = state.as_merged(trial), state.as_served(trial)
-        error = error_of_difference(served, merged, weights, asked)
+        error = error_of_difference(served, merged, weights, clusters)
         found.append(ServedFinalist(trial, merged, served, served.total - merged.total, error))
     return sorted(found, key=lambda of: of.served.total, reverse=True)
 
@@ -69,14 +67,18 @@ def served_best(state: RunState) -> ServedBest | None:
     if best is None or other is None or other.candidate != best.candidate:
         return None
     merged, served = (best, other) if other.kind == "served" else (other, best)
-    weights = {task.name: task.weight for task in state.heldout_tasks}
-    texts = state.started.texts.get("heldout", {}) if state.started else {}
-    error = error_of_difference(served.read(), merged.read(), weights, texts)
+    error = heldout_error(state, served, merged)
     return ServedBest(served.quantized, other.kind == "plain", merged.read(), served.read(), error)
 
 
-def error_of_difference(one: Score, other: Score, weights: Mapping[str, float], texts: Questions) -> float:
+def heldout_error(state: RunState, one: HeldOut, other: HeldOut) -> float:
+    """Return the standard error of the difference of two held-out rows."""
+    weights = state.question_weights(state.heldout_tasks, "heldout")
+    return error_of_difference(one.read(), other.read(), weights, state.clusters("heldout"))
+
+
+def error_of_difference(one: Score, other: Score, weights: Mapping[str, float], clusters: Clusters) -> float:
     """Return the standard error of the difference of two scores: paired where every question's score is known."""
     if weights and weights.keys() <= one.item_scores.keys() & other.item_scores.keys():
-        return difference(one.item_scores, other.item_scores, weights, clusters(texts) if texts else None).error
+        return difference(one.item_scores, other.item_scores, weights, clusters).error
     return (one.stderr**2 + other.stderr**2) ** 0.5

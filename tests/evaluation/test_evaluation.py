@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import lm_eval
@@ -192,8 +193,15 @@ def test_a_groups_tasks_are_kept_question_by_question(tmp_path: Path, lm: HfScor
     add_task(tmp_path, "two", ROWS[5:])
     group = {"group": "all_sums", "task": ["one", "two"], "aggregate_metric_list": [{"metric": "acc"}]}
     (tmp_path / "all_sums.yaml").write_text(json.dumps(group))
-    score = evaluator(tmp_path, Task(name="all_sums")).score(lm)
+    scoring = evaluator(tmp_path, Task(name="all_sums"))
+    score = scoring.score(lm)
     assert {task: len(values) for task, values in score.item_scores.items()} == {"one": 5, "two": 15}
+    assert scoring.groups == {"all_sums": {"one": 0.25, "two": 0.75}}
+    shares = scoring.groups["all_sums"]
+    assert sum(share * fmean(score.item_scores[task]) for task, share in shares.items()) == pytest.approx(score.total)
+    group["aggregate_metric_list"] = [{"metric": "acc", "weight_by_size": False}]
+    (tmp_path / "all_sums.yaml").write_text(json.dumps(group))
+    assert evaluator(tmp_path, Task(name="all_sums")).groups == {"all_sums": {"one": 0.5, "two": 0.5}}
 
 
 def test_a_metric_that_no_question_has_is_not_kept(tmp_path: Path, lm: HfScorer) -> None:

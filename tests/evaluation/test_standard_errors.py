@@ -7,7 +7,8 @@ import pytest
 
 from llmevo.evaluation.racing import difference
 from llmevo.evaluation.score import aggregate
-from llmevo.evaluation.standard_errors import clusters, distinct, of_mean, unit
+from llmevo.evaluation.questions import clusters, clusters_of_texts
+from llmevo.evaluation.standard_errors import distinct, of_mean, one_after_another, unit
 from llmevo.evaluation.tasks.task import Task
 
 Answers = dict[str, list[float]]
@@ -50,7 +51,7 @@ def test_questions_that_two_tasks_ask_count_once() -> None:
     for _ in range(1000):
         gaps = random.integers(-1, 2, 100).astype(float)
         own, rival = ({task: [*(sign * gaps / 2)] for task in weights} for sign in (1, -1))
-        found = difference(own, rival, weights, clusters(texts))
+        found = difference(own, rival, weights, clusters_of_texts(texts))
         stated.append(found.error)
         means.append(found.mean)
     assert np.mean(stated) == pytest.approx(np.std(means), rel=0.05)
@@ -58,8 +59,27 @@ def test_questions_that_two_tasks_ask_count_once() -> None:
 
 def test_answers_to_the_same_question_are_counted_in_words() -> None:
     texts = {"one": [("1 + 1 =", "2"), ("2 + 2 =", "4")], "two": [("1 +  1 =", " two"), ("3 + 3 =", "6")]}
-    assert distinct(clusters(texts)) == 3
-    assert distinct(clusters({"untold": [("", "a"), ("", "b")]})) == 2
+    assert distinct(clusters_of_texts(texts)) == 3
+    assert distinct(clusters_of_texts({"untold": [("", "a"), ("", "b")]})) == 2
+
+
+def test_equal_texts_with_other_choices_are_other_questions() -> None:
+    which, longer = "Which is correct?", "Read this. " * 100
+    asked = [
+        ("chosen", which, ("2 + 2 = 4", "2 + 2 = 5")),
+        ("chosen", which, ("It rains.", "It rain.")),
+        ("chosen", which, ("It rain.", "It rains.")),
+        ("chosen", f"One. {longer}", ("yes", "no")),
+        ("chosen", f"Two. {longer}", ("yes", "no")),
+        ("chosen", "7 * 8 =", ("54", "56")),
+        ("written", "7 * 8 =", ()),
+    ]
+    assert clusters(asked) == {"chosen": [0, 1, 1, 2, 3, 4], "written": [4]}
+
+
+def test_the_numbers_of_several_sets_of_questions_do_not_meet() -> None:
+    sets = [{"a": [0, 1], "b": [1]}, {"a": [0], "b": [0, 1]}, {}]
+    assert one_after_another(sets) == {"a": [0, 1, 2], "b": [1, 2, 3]}
 
 
 @pytest.mark.parametrize(("right", "of"), [(0, 8), (8, 8), (0, 1), (3, 8)])
@@ -76,7 +96,7 @@ def test_a_scores_error_knows_the_questions_that_two_tasks_ask() -> None:
     answers = [float(x) for x in random.random(400) < 0.3]
     tasks = [Task(name="one", weight=0.5), Task(name="two", weight=0.5)]
     results = {task.name: {"acc,none": 0.3} for task in tasks}
-    same = clusters({task.name: [(f"{i}", "") for i in range(400)] for task in tasks})
+    same = clusters_of_texts({task.name: [(f"{i}", "") for i in range(400)] for task in tasks})
     both = aggregate(tasks, results, 800, {task.name: answers for task in tasks}, same)
     alone = aggregate(tasks, results, 800, {task.name: answers for task in tasks})
     assert both.stderr == pytest.approx(of_mean(answers), rel=0.01)

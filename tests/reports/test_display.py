@@ -47,6 +47,27 @@ def state_of(*rows: HeldOut) -> RunState:
     return RunState(heldout={row.row: row for row in rows})
 
 
+def test_groups_are_compared_question_by_question() -> None:
+    answers = {"a": [1.0] * 50 + [0.0] * 50, "best": [1.0] * 55 + [0.0] * 45}
+    rows = {
+        name: held_out(name, "best" if name == "best" else "parent", sum(right) / 100, 0.05).model_copy(
+            update={"item_scores": {"one": right, "two": right}}
+        )
+        for name, right in answers.items()
+    }
+    before = started(heldout=[{"name": "both"}])  # a log that does not say which tasks the group has
+    groups = {"heldout": {"both": {"one": 0.5, "two": 0.5}}}
+    others = {"heldout": {"one": [*range(100)], "two": [*range(100, 200)]}}
+    same = {"heldout": {"one": [*range(100)], "two": [*range(100)]}}
+    logs = [before, *(before.model_copy(update={"groups": groups, "clusters": of}) for of in (others, same))]
+    said = [conclusion(RunState(log, heldout=rows))[0] for log in logs]
+    assert all("+0.050" in line for line in said)
+    unpaired, once, twice = (float(line.split("± ")[1].split()[0]) for line in said)
+    assert unpaired == pytest.approx(0.071, abs=1e-3)
+    assert once == pytest.approx(0.016, abs=2e-3)
+    assert twice == pytest.approx(once * 2**0.5, rel=0.1)
+
+
 def test_a_merge_that_does_not_beat_the_best_parent_is_not_sold() -> None:
     lines = conclusion(
         state_of(held_out("a", "parent", 0.6), held_out("uniform", "uniform", 0.4), held_out("best", "best", 0.55))

@@ -14,7 +14,6 @@ import numpy as np
 from llmevo.config import Config
 from llmevo.evaluation.judges.verdicts import JudgeCost
 from llmevo.evaluation.racing import difference
-from llmevo.evaluation.standard_errors import clusters
 from llmevo.evaluation.tasks.task import Task, short
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
@@ -212,20 +211,21 @@ def items(subject: Subject) -> list[TaskItems]:
     if best is None or rival is None:
         return []
     found: list[TaskItems] = []
-    same = clusters(texts)
+    clusters, tasks = subject.state.clusters("heldout"), [task for _, task in subject.heldout_tasks.values()]
+    weights = subject.state.question_weights(tasks, "heldout")
     for name, asked in texts.items():
         ours, theirs = best.item_scores.get(name, []), rival.item_scores.get(name, [])
         if not asked or not len(ours) == len(theirs) == len(asked):
             continue
-        shown, task = subject.heldout_tasks.get(name, (name, None))  # of a group, one of its tasks
-        sign = -1.0 if task and task.weight < 0 else 1.0
+        shown, _ = subject.heldout_tasks.get(name, (name, None))  # of a group, one of its tasks
+        sign = -1.0 if weights.get(name, 1.0) < 0 else 1.0
         replies = [(of.replies.get(name) or [""] * len(asked)) for of in (best, rival)]
         rows = [
             Item(question, answer, score, other, reply, other_reply)
             for (question, answer), score, other, reply, other_reply in zip(asked, ours, theirs, *replies, strict=True)
         ]
         differences = [sign * (row.best - row.rival) for row in rows]
-        stderr = difference({name: ours}, {name: theirs}, {name: 1.0}, same).error
+        stderr = difference({name: ours}, {name: theirs}, {name: 1.0}, clusters).error
         gained, lost = ([row for row, by in zip(rows, differences, strict=True) if by * way > 0] for way in (1, -1))
         found.append(TaskItems(shown, len(rows), gained, lost, float(np.mean(differences)), stderr))
     return found

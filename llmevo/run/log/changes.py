@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from llmevo.errors import without_passwords
-from llmevo.evaluation.standard_errors import Questions
+from llmevo.evaluation.questions import Texts
 from llmevo.run.log import events
 
 SECTIONS = ("genome", "search", "llm", "engine")
@@ -76,7 +76,7 @@ def question_facts(questions: Mapping[str, str]) -> dict[str, Any]:
     return {f"questions.{name}": digest for name, digest in questions.items()}
 
 
-def reordered(started: events.RunStarted, now: Questions) -> list[events.Change]:
+def reordered(started: events.RunStarted, now: Texts) -> list[events.Change]:
     """Return the change when the same search questions have another order: scores are compared question by question.
 
     `now` is {task: (question, answer) of each}.
@@ -89,7 +89,7 @@ def reordered(started: events.RunStarted, now: Questions) -> list[events.Change]
     return [events.Change(key="questions.order", before=known, now=orders[1])] if same and known != orders[1] else []
 
 
-def answered(started: events.RunStarted, now: Mapping[str, Questions]) -> list[events.Change]:
+def answered(started: events.RunStarted, now: Mapping[str, Texts]) -> list[events.Change]:
     """Return a change for each set of questions that has other answers, or other choices in its texts; digests are of
     lm-eval's own question texts, which have neither.
 
@@ -108,7 +108,7 @@ def answered(started: events.RunStarted, now: Mapping[str, Questions]) -> list[e
     return found
 
 
-def _pairs(asked: Questions) -> Counter[tuple[str, str, str]]:
+def _pairs(asked: Texts) -> Counter[tuple[str, str, str]]:
     return Counter((task, question, answer) for task, pairs in asked.items() for question, answer in pairs)
 
 
@@ -164,7 +164,8 @@ def applied(started: events.RunStarted, resumed: events.Resumed) -> events.RunSt
     if counts := resumed.counts:
         questions = {name: of for name, of in questions.items() if name != "order" and not name.endswith(".answers")}
         sizes = {"heldout_items": counts.get("heldout", 0), "selection_items": counts.get("selection", 0)}
-        update |= {"items": counts.get("search", started.items), **sizes, "texts": resumed.texts}
+        update |= {"items": counts.get("search", started.items), **sizes}
+        update |= {"texts": resumed.texts, "clusters": resumed.clusters, "groups": resumed.groups}
     return started.model_copy(update=update)
 
 

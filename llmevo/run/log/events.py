@@ -94,6 +94,11 @@ class RunStarted(BaseEvent):
         default_factory=dict[str, dict[str, list[tuple[str, str]]]]
     )
     """{task: (question, right answer) of each}, shortened, of each set of questions; empty in older logs."""
+    clusters: dict[str, dict[str, list[int]]] = Field(default_factory=dict[str, dict[str, list[int]]])
+    """{task: a number for each question}, of each set: equal numbers are the same question. In older logs, which lack
+    it, questions with the same text are."""
+    groups: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict[str, dict[str, dict[str, float]]])
+    """{group: {task: its share in the group's metric}}, of each set of questions."""
     vocabulary: str = ""
     """A digest of the tokens of all candidates, where the models' tokens differ and embeddings are merged by token;
     else empty."""
@@ -405,6 +410,8 @@ class Resumed(BaseEvent):
         default_factory=dict[str, dict[str, list[tuple[str, str]]]]
     )
     """The questions as they are now, with `counts`: see `RunStarted`."""
+    clusters: dict[str, dict[str, list[int]]] = Field(default_factory=dict[str, dict[str, list[int]]])
+    groups: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict[str, dict[str, dict[str, float]]])
     versions: dict[str, str] = Field(default_factory=dict[str, str])
     """Versions that differ from `run_started`."""
 

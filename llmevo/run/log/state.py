@@ -1,6 +1,6 @@
 """The state of a run: the fold of its log, shared by the loop and every reader."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -9,8 +9,9 @@ from typing import Any, Self
 from llmevo.config import parse_logged
 from llmevo.errors import ConfigError, RunError
 from llmevo.evaluation.judges.verdicts import VerdictMemory
+from llmevo.evaluation.questions import clusters_of_texts
 from llmevo.evaluation.score import Score, averaged, pooled
-from llmevo.evaluation.standard_errors import clusters, distinct
+from llmevo.evaluation.standard_errors import Clusters, distinct, one_after_another
 from llmevo.evaluation.tasks.task import Task
 from llmevo.run.log import events
 from llmevo.run.log.changes import applied
@@ -244,7 +245,8 @@ class RunState:
         """
         self.resumed.append(event)
         self.started = applied(self.started, event) if self.started else None
-        vars(self).pop("tasks", None)
+        for derived in ("tasks", "_clusters"):
+            vars(self).pop(derived, None)
         self.finished = None
         changed = {change.key for change in event.forced}
         if any(key.startswith(("questions.", "sources.")) for key in changed):
@@ -263,10 +265,31 @@ class RunState:
         questions.
         """
         texts = self.started.texts.get(questions, {}) if self.started else {}
-        count, unlike = sum(map(len, texts.values())), distinct(clusters(texts))
+        count, unlike = sum(map(len, texts.values())), distinct(self.clusters(questions))
         if self.started and not count:  # an older log
             count = unlike = self.started.heldout_items if questions == "heldout" else self.started.items
         return f"{count}" if count == unlike else f"{count} answers to {unlike}"
+
+    def clusters(self, *sets: str) -> Clusters:
+        """Return the numbers of the questions of some sets, one after the other; equal ones are the same question."""
+        return one_after_another(self._clusters.get(name, {}) for name in sets)
+
+    @cached_property
+    def _clusters(self) -> Mapping[str, Clusters]:
+        started = self.started
+        if started is None:
+            return {}
+        older = {name: texts for name, texts in started.texts.items() if name not in started.clusters}
+        return {**started.clusters, **{name: clusters_of_texts(texts) for name, texts in older.items()}}
+
+    def question_weights(self, tasks: Iterable[Task], questions: str) -> dict[str, float]:
+        """Return {task: weight of the mean over its questions} of a set; groups are replaced by their tasks."""
+        groups = self.started.groups.get(questions, {}) if self.started else {}
+        found: dict[str, float] = {}
+        for task in tasks:
+            for name, share in groups.get(task.name, {task.name: 1.0}).items():
+                found[name] = found.get(name, 0.0) + task.weight * share
+        return found
 
     @cached_property
     def tasks(self) -> list[Task]:
@@ -348,14 +371,16 @@ class RunState:
         """Return a finalist's score on all its questions, the weights in the type of the search."""
         number = trial.candidate.id
         assert trial.score
-        return self._pooled([trial.score, *([self.selected[number].read()] if number in self.selected else [])])
+        further = [self.selected[number].read()] if number in self.selected else []
+        return self._pooled([trial.score, *further], ["search", "selection"][: 1 + len(further)])
 
     def as_served(self, trial: Trial) -> Score:
         """Return a finalist's score on the same questions, the weights rounded as they will be served."""
-        return self._pooled([self.served[trial.candidate.id, questions].read() for questions in self.finals_sets])
+        sets = self.finals_sets
+        return self._pooled([self.served[trial.candidate.id, questions].read() for questions in sets], sets)
 
-    def _pooled(self, scores: Sequence[Score]) -> Score:
-        return pooled(self.tasks, scores) if self.rules > 3 else averaged(scores)
+    def _pooled(self, scores: Sequence[Score], sets: Sequence[str]) -> Score:
+        return pooled(self.tasks, scores, self.clusters(*sets)) if self.rules > 3 else averaged(scores)
 
     @property
     def leader(self) -> Trial | None:
