@@ -132,7 +132,7 @@ class Evaluator:
         return len(self._means) == len(self.tasks)
 
     @cached_property
-    def clusters(self) -> Clusters:
+    def clusters(self) -> dict[str, list[int]]:
         """The questions that are the same, in the order in which they are asked."""
         return clusters(self.compared())
 

@@ -94,7 +94,7 @@ def with_choices(text: str, choices: Sequence[str]) -> str:
     return " / ".join([text, *sorted(choices, key=words)])
 
 
-def clusters(questions: Iterable[Compared]) -> Clusters:
+def clusters(questions: Iterable[Compared]) -> dict[str, list[int]]:
     """Number the questions: those with the same words are one, asked with choices or without. Equal texts with several
     lists of choices are a question for each list. Questions without a text are all different.
     """

@@ -536,7 +536,7 @@ class Experiment:
             style=self.style if self.asks else "",
             questions={**self.scorer.questions},
             texts=self.texts,
-            clusters={name: {**evaluator.clusters} for name, evaluator in self.scorer.evaluators.items()},
+            clusters={name: evaluator.clusters for name, evaluator in self.scorer.evaluators.items()},
             groups={name: evaluator.groups for name, evaluator in self.scorer.evaluators.items()},
             geometry=[asdict(facts) for facts in self.geometry],
             cards=self.cards,

@@ -240,7 +240,7 @@ def _resumed(
         forced=[*found],
         counts={name: evaluator.items for name, evaluator in asked.items()},
         texts={name: evaluator.texts() for name, evaluator in asked.items()},
-        clusters={name: {**evaluator.clusters} for name, evaluator in asked.items()},
+        clusters={name: evaluator.clusters for name, evaluator in asked.items()},
         groups={name: evaluator.groups for name, evaluator in asked.items()},
         versions=others,
     )

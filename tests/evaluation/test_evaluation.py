@@ -199,8 +199,8 @@ def test_a_groups_tasks_are_kept_question_by_question(tmp_path: Path, lm: HfScor
     assert scoring.groups == {"all_sums": {"one": 0.25, "two": 0.75}}
     shares = scoring.groups["all_sums"]
     assert sum(share * fmean(score.item_scores[task]) for task, share in shares.items()) == pytest.approx(score.total)
-    group["aggregate_metric_list"] = [{"metric": "acc", "weight_by_size": False}]
-    (tmp_path / "all_sums.yaml").write_text(json.dumps(group))
+    unweighted = {"metric": "acc", "weight_by_size": False}
+    (tmp_path / "all_sums.yaml").write_text(json.dumps({**group, "aggregate_metric_list": [unweighted]}))
     assert evaluator(tmp_path, Task(name="all_sums")).groups == {"all_sums": {"one": 0.5, "two": 0.5}}
 
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from llmevo.evaluation.questions import clusters, clusters_of_texts
 from llmevo.evaluation.racing import difference
 from llmevo.evaluation.score import aggregate
-from llmevo.evaluation.questions import clusters, clusters_of_texts
 from llmevo.evaluation.standard_errors import distinct, of_mean, one_after_another, unit
 from llmevo.evaluation.tasks.task import Task
 
