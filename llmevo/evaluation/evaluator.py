@@ -18,7 +18,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from llmevo.errors import CandidateError, LlmevoError, TaskError, machine_error
 from llmevo.evaluation.judges.verdicts import VerdictMemory
-from llmevo.evaluation.questions import Compared, blocks, clusters, select_questions, words
+from llmevo.evaluation.questions import Compared, blocks, clusters, select_questions, with_choices, words
 from llmevo.evaluation.racing import difference, is_beaten
 from llmevo.evaluation.recording import Recorder
 from llmevo.evaluation.responses import Responses, Unjudged
@@ -38,6 +38,7 @@ from llmevo.evaluation.tasks.lm_eval import (
     mean_metrics,
     members,
     name_failing_questions,
+    null_column,
     question_text,
     quiet,
     reply_text,
@@ -47,6 +48,10 @@ from llmevo.evaluation.tasks.task import AskingOptions, Task
 
 BOOTSTRAP = 100
 """Resamples for the standard error of metrics that have no formula for it."""
+
+
+def _whole(leaf: Any, document: Any) -> str:
+    return with_choices(question_text(leaf, document), choices_of(leaf, document))
 
 
 class Evaluator:
@@ -102,7 +107,11 @@ class Evaluator:
         """The questions that are asked together: {task: places} of each block."""
         self._excluded = False
         """Whether lm-eval alone would show some questions among their own solved examples."""
-        for leaf in self._leaves.values():
+        self.without_examples: list[str] = []
+        """Tasks whose own file says `num_fewshot: 0`, which counts more than that of `asking`, as in lm-eval."""
+        for name, leaf in self._leaves.items():
+            if asking.num_fewshot and leaf.get_config("num_fewshot") == 0:
+                self.without_examples.append(name)
             if asking.num_fewshot is not None and leaf.get_config("num_fewshot") != 0:
                 leaf.set_config(key="num_fewshot", value=asking.num_fewshot)
             elif leaf.get_config("num_fewshot") is None:
@@ -242,6 +251,32 @@ class Evaluator:
             if leaf.OUTPUT_TYPE == "multiple_choice" and self._counted[name][0] in ("acc", "acc_norm"):
                 shares.setdefault(name, []).append(1 / max(1, len(leaf.doc_to_choice(document))))
         return {name: round(fmean(of), 4) for name, of in shares.items()}
+
+    def repeated_examples(self) -> dict[str, int]:
+        """{task: its questions that stand among its solved examples as another row}: these show a model the answer."""
+        found: dict[str, int] = {}
+        pools: dict[str, dict[tuple[str, ...], list[Any]]] = {}
+        for name, leaf, document in self._documents():
+            if not leaf.get_config("num_fewshot"):
+                continue
+            if name not in pools:
+                pools[name] = {}
+                for example in leaf.sampler.fewshot_docs():
+                    pools[name].setdefault(words(_whole(leaf, example)), []).append(example)
+            excluded = leaf.fewshot_cfg.split == leaf.config.test_split  # a row itself is no example of its own
+            same = pools[name].get(words(_whole(leaf, document)), [])
+            if any(not excluded or example != document for example in same):
+                found[name] = found.get(name, 0) + 1
+        return found
+
+    def null_columns(self) -> dict[str, tuple[str, int]]:
+        """{task: (column, how many)} of questions that show a column without a value, as `None`."""
+        found: dict[str, tuple[str, int]] = {}
+        for name, leaf, document in self._documents():
+            column = null_column(leaf, document)
+            if column and found.get(name, (column, 0))[0] == column:
+                found[name] = column, found.get(name, (column, 0))[1] + 1
+        return found
 
     def model_inputs(self) -> Iterator[str]:
         """An approximation of the model's input for each question: solved examples, question and choices. For

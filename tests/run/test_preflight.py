@@ -25,7 +25,7 @@ from llmevo.run.preflight.models import (
     vectors,
 )
 from llmevo.run.preflight.preparation import preparation
-from llmevo.run.preflight.questions import heldout, questions, repetitions
+from llmevo.run.preflight.questions import examples, heldout, nulls, questions, repetitions
 from llmevo.run.preflight.tokenizers import chat_templates, special_tokens, system_messages, vocabularies
 from llmevo.run.scorer import Scorer
 from support.checkpoints import new_adapter
@@ -378,3 +378,36 @@ def test_repeated_questions_of_a_task_are_counted_over_its_sets(workspace: Works
     split = {"search": 0.5, "selection": 0.2, "heldout": 0.3}
     found = only(repetitions(scorer(workspace, split=split, heldout=None)))
     assert (found.model, found.what) == ("letters", "5 of its 17 questions are repeated")
+
+
+def test_solved_examples_that_hold_the_question_are_counted(workspace: Workspace) -> None:
+    file = workspace.root / "tasks" / "letters.jsonl"
+    rows = file.read_text().splitlines()
+    assert not [*examples(scorer(workspace, num_fewshot=1))]
+    assert not [*examples(scorer(workspace))]
+    # `datasets` gives every row the columns of all; a row that is the same in all of them is no example of its own.
+    numbered = [json.dumps({**json.loads(row), "id": place}) for place, row in enumerate([*rows, *rows[:5]])]
+    file.write_text("\n".join(numbered) + "\n")
+    found = only(examples(scorer(workspace, num_fewshot=1)))
+    assert found.model == "search: letters"
+    assert found.what.startswith("10 of its questions are also among its solved examples")
+
+
+def test_a_task_that_shows_no_solved_examples_whatever_the_config_says_is_named(workspace: Workspace) -> None:
+    file = workspace.root / "tasks" / "letters.yaml"
+    file.write_text(file.read_text() + "num_fewshot: 0\n")
+    found = only(examples(scorer(workspace, num_fewshot=2)))
+    assert (found.model, "letters" in found.what, "letters_heldout" in found.what) == ("num_fewshot: 2", True, False)
+    assert not [*examples(scorer(workspace, num_fewshot=0))]
+
+
+def test_questions_without_a_value_are_counted(workspace: Workspace) -> None:
+    file = workspace.root / "tasks" / "letters.jsonl"
+    rows = [json.loads(row) for row in file.read_text().splitlines()]
+    rows[0]["question"] = "is it None"
+    for row in rows[3:5]:
+        row["question"] = None
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = only(nulls(scorer(workspace)))
+    assert found.model == "search: letters"
+    assert found.what == "2 of its questions have no value of 'question', and show it as 'None'"

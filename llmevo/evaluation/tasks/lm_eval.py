@@ -5,6 +5,7 @@ No other module reads lm-eval's private attributes. A leaf is one of lm-eval's t
 """
 
 import logging
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
@@ -418,6 +419,15 @@ def question_text(leaf: Any, document: Any) -> str:
         if isinstance(text, int) and leaf.config.doc_to_choice is not None:
             return " / ".join(map(str, leaf.doc_to_choice(document))) + f" … {leaf.doc_to_target(document)}"
         return str(text) or " / ".join(choices_of(leaf, document))
+
+
+def null_column(leaf: Any, document: Any) -> str | None:
+    """The first column without a value that the question shows, as `None`."""
+    template = leaf.config.doc_to_text
+    if not isinstance(template, str) or "None" not in lm_eval_text(leaf, document):
+        return None
+    shown = re.findall(r"{{[-\s]*(\w+)", template) or [template]
+    return next((column for column in shown if column in document and document[column] is None), None)
 
 
 def choices_of(leaf: Any, document: Any) -> list[str]:

@@ -11,7 +11,16 @@ from llmevo.run.preflight.forecast import memory
 from llmevo.run.preflight.models import adapters, dtypes, functions, licences, paths, rope, tied_heads
 from llmevo.run.preflight.preparation import preparation
 from llmevo.run.preflight.quantization import quantized
-from llmevo.run.preflight.questions import directions, finalists, heldout, lengths, questions, repetitions
+from llmevo.run.preflight.questions import (
+    directions,
+    examples,
+    finalists,
+    heldout,
+    lengths,
+    nulls,
+    questions,
+    repetitions,
+)
 from llmevo.run.preflight.tokenizers import chat_templates, special_tokens, system_messages, vocabularies
 from llmevo.run.scorer import Scorer
 
@@ -26,6 +35,8 @@ CHECKS: Sequence[Check] = (
     preparation,
     lengths,
     repetitions,
+    examples,
+    nulls,
     chat_templates,
     system_messages,
     vocabularies,

@@ -51,6 +51,35 @@ def repetitions(scorer: Scorer) -> Findings:
             )
 
 
+def examples(scorer: Scorer) -> Findings:
+    """Solved examples that hold the question itself, or that a task does not show."""
+    for name, evaluator in scorer.evaluators.items():
+        for task, count in evaluator.repeated_examples().items():
+            yield Finding(
+                f"{name}: {task}",
+                f"{count} of its questions are also among its solved examples, in another row, and so show the answer",
+                "Leave the repetitions out, or name another `fewshot_split` in the task's file",
+            )
+        if name != "selection" and evaluator.without_examples:
+            tasks = ", ".join(evaluator.without_examples)
+            yield Finding(
+                f"num_fewshot: {evaluator.asking.num_fewshot}",
+                f"it is without effect on {tasks}, whose own file says num_fewshot: 0",
+                "Take that line out of the file to show solved examples",
+            )
+
+
+def nulls(scorer: Scorer) -> Findings:
+    """Questions with a column that has no value, which a template writes as `None`."""
+    for name, evaluator in scorer.evaluators.items():
+        for task, (column, count) in evaluator.null_columns().items():
+            yield Finding(
+                f"{name}: {task}",
+                f"{count} of its questions have no value of {column!r}, and show it as 'None'",
+                "Give the values, or leave these rows out",
+            )
+
+
 def finalists(scorer: Scorer) -> Findings:
     """Finalists without further questions, where the search already asks all questions of a task."""
     if scorer.selection is None and scorer.unselected:
