@@ -105,14 +105,20 @@ def test_a_split_that_the_data_do_not_have_is_named_with_those_they_have(
         evaluator(tmp_path, "sums")
 
 
+TEXTS = "task: sums\ndoc_to_text: x\ndoc_to_target: y\n"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("task: sums\n  bad: [\n", "sums.yaml cannot be read"),
         ("task: sums\ninclude: gone.yaml\n", "sums.yaml cannot be read .*gone.yaml"),
         ("task: sums\ndoc_to_txt: x\n", "unknown key 'doc_to_txt', did you mean 'doc_to_text'"),
-        ("task: sums\nmetric_list: [{metric: acc, aggregation: meen}]\n", "aggregation 'meen', did you mean 'mean'"),
-        ("task: sums\nmetric_list: [{metric: exact_mach}]\n", "metric 'exact_mach', did you mean 'exact_match'"),
+        ("task: sums\ndoc_to_text: x\n", "sums: its file has no 'doc_to_target', which gives the right answer"),
+        (f"{TEXTS}metric_list: [acc]\n", r"metric_list is \['acc'\]; write a list such as \[{metric: acc"),
+        (f"{TEXTS}metric_list: {{metric: acc}}\n", "metric_list is {'metric': 'acc'}; write a list"),
+        (f"{TEXTS}metric_list: [{{metric: acc, aggregation: meen}}]\n", "aggregation 'meen', did you mean 'mean'"),
+        (f"{TEXTS}metric_list: [{{metric: exact_mach}}]\n", "metric 'exact_mach', did you mean 'exact_match'"),
         ("group: sums\ntask: [gone]\n", "sums lists the task 'gone', which does not exist"),
         ("group: sums\ntask: []\n", "sums is a group without tasks"),
     ],

@@ -151,7 +151,18 @@ def _check_config(name: str, config: Config) -> None:
     fields = {*TaskConfig.__dataclass_fields__, "tag", "group", "task_list"}
     for key in config.keys() - fields:
         raise TaskError(f"tasks: {name}: its file has an unknown key {key!r}{nearest(str(key), sorted(fields))}")
-    for entry in config.get("metric_list") or []:
+    for key, what in (("doc_to_text", "question"), ("doc_to_target", "right answer")):
+        if config.get(key) is None and not config.get("use_prompt"):
+            raise TaskError(
+                f"tasks: {name}: its file has no {key!r}, which gives the {what}; where there is none, write {key}: ''"
+            )
+    metrics: Any = config.get("metric_list") or []
+    if not isinstance(metrics, list) or not all(isinstance(entry, Mapping) and "metric" in entry for entry in metrics):
+        raise TaskError(
+            f"tasks: {name}: its metric_list is {metrics!r}; write a list such as [{{metric: acc, aggregation: mean,"
+            " higher_is_better: true}]"
+        )
+    for entry in metrics:
         metric, aggregation = entry.get("metric"), entry.get("aggregation")
         if isinstance(aggregation, str) and aggregation not in AGGREGATION_REGISTRY:
             raise TaskError(
