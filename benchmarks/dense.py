@@ -27,7 +27,6 @@ from measurements import QUICKSTART, SKILLS
 
 from llmevo.config import read_config
 from llmevo.engines.hf import HfEngine
-from llmevo.evaluation.standard_errors import clusters
 from llmevo.export.dense import Way, make_dense
 from llmevo.export.merge import merge
 from llmevo.merging.recipe import Recipe
@@ -125,7 +124,7 @@ def _ask(scorer: Scorer, row: str, folder: Path, options: argparse.Namespace) ->
         "score": score.total,
         "stderr": score.stderr,
         "items": score.item_scores,
-        "same": clusters(evaluator.texts()),
+        "same": evaluator.clusters,
     }
     measurements.append(options.out, line)
     print(row, score.total, score.stderr, round(seconds), flush=True)

@@ -33,7 +33,6 @@ from measurements import QUICKSTART, SKILLS
 from llmevo.config import Config, parse_config, read_config
 from llmevo.errors import CandidateError
 from llmevo.evaluation.racing import difference
-from llmevo.evaluation.standard_errors import clusters
 from llmevo.export.runs import Run, open_run
 from llmevo.merging.preparation.registry import STEPS
 from llmevo.merging.recipe import QUESTIONS, Recipe
@@ -126,7 +125,7 @@ def _ask(scorer: Scorer, setting: Setting, kind: str, out: Path) -> None:
             "score": [score.total, score.stderr],
             "items": score.item_scores,
             "weights": {task.name: task.weight for task in evaluator.tasks},
-            "same": clusters(evaluator.texts()),
+            "same": evaluator.clusters,
         }
     measurements.append(out, line)
     print(method, parameters, kind, line[kind]["score"] if kind in line else line["failed"], flush=True)

@@ -39,7 +39,6 @@ def measure(log: Path, out: Path, recipes: int, limit: int | None, formats: Sequ
     """Append a line for each recipe and format."""
     from llmevo.config import read_config
     from llmevo.engines.hf import HfEngine
-    from llmevo.evaluation.standard_errors import clusters
     from llmevo.merging.merger import Merger
     from llmevo.merging.recipe import Recipe
     from llmevo.models.sources import Sources
@@ -65,7 +64,7 @@ def measure(log: Path, out: Path, recipes: int, limit: int | None, formats: Sequ
             line |= {"search": trial.value, "score": score.total, "seconds": round(time.monotonic() - started, 1)}
             line |= {"weights": {task.name: task.weight for task in config.heldout}}
             line |= {"items": {task: [*map(float, of)] for task, of in score.item_scores.items()}}
-            line |= {"same": clusters(evaluator.texts())}
+            line |= {"same": evaluator.clusters}
             measurements.append(out, line | measurements.environment())
             print(log.stem, number, form, f"{score.total:.4f}", line["seconds"], flush=True)
 
