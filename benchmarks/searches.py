@@ -8,6 +8,7 @@
     python benchmarks/searches.py table [FILE]             # Markdown
     python benchmarks/searches.py summary [FILE]           # one table of several landscapes
     python benchmarks/searches.py proposals [FILE]         # the true scores of what LLMs proposed
+    python benchmarks/searches.py draw                     # those of random recipes, to compare them with
     python benchmarks/searches.py picture [FILE] --out PICTURE.png
 
 `run` adds a line for each search to the file. What is there is not run again, unless the optimizer or the landscape has
@@ -73,6 +74,7 @@ from llmevo.search.trial import Candidate, Suggestion, Trial
 
 HERE = Path(__file__).parent
 SEARCHES = HERE / "results" / "searches.jsonl"
+RANDOM_RECIPES = HERE / "results" / "random-recipes.jsonl"
 MARKS = (8, 10, 15, 20, 30, 45, 60, 100, 150, 200)
 """Evaluations after which it is seen what a search has found."""
 METRIC = "acc,none"
@@ -765,6 +767,7 @@ def _way(line: Mapping[str, Any], score: float) -> float:
 
 def proposals(options: argparse.Namespace) -> None:
     """Print what the proposals of LLMs are worth, whether they were scored or not."""
+    drawn = [json.loads(line) for line in options.random.read_text().splitlines()]
     print("| landscape | LLM | before any score | afterwards | proposals | searches |")
     print("|---|---|---|---|---|---|")
     for group, lines in groups(options.file).items():
@@ -779,10 +782,19 @@ def proposals(options: argparse.Namespace) -> None:
             later = _means([truth for generation, truth in proposed if generation > 0] for proposed in own)
             cells = [tables.with_error(means) for means in (first, later)]
             print(f"| `{group.landscape}` | {search} | {' | '.join(cells)} | {sum(map(len, own))} | {len(own)} |")
-        if asked:
-            landscape = load(group.landscape)
+        for line in drawn if asked else ():
+            if line["landscape"] == group.landscape:
+                print(f"| `{group.landscape}` | none: any recipe | {line['mean']:.3f} | | {line['recipes']} | |")
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Write the mean true score of recipes drawn at random, for `proposals`: fitting a landscape takes a minute."""
+    with options.out.open("w") as out:
+        for name in options.landscape.split(","):
+            landscape = load(name)
             truths = landscape.truth(np.random.default_rng(0).random((ANY, len(landscape.space.genes))))
-            print(f"| `{group.landscape}` | none: any recipe | {truths.mean():.3f} | | {ANY} | |")
+            line = {**measurements.environment(), "landscape": name, "surface": surface_of(landscape)}
+            out.write(json.dumps({**line, "recipes": ANY, "mean": round(float(truths.mean()), 4)}) + "\n")
 
 
 def _means(searches: Iterable[Sequence[float]]) -> list[float]:
@@ -866,6 +878,11 @@ def parser() -> argparse.ArgumentParser:
     short.add_argument("--questions", type=int, default=64, help="only searches of so many questions a task")
     short.add_argument("--at", type=int, nargs="+", default=[15, 30, 60], help="the marks")
     worth = commands.add_parser("proposals", help="what the proposals of LLMs are worth")
+    worth.add_argument("random", nargs="?", type=Path, default=RANDOM_RECIPES, help="the file that `draw` wrote")
+    random = commands.add_parser("draw", help="the mean true score of random recipes")
+    random.add_argument("--landscape", default="overlap,quickstart,simulator", help="these, with commas between them")
+    random.add_argument("--out", type=Path, default=RANDOM_RECIPES)
+    random.set_defaults(command=draw)
     drawing = commands.add_parser("picture", help="the mean curves")
     drawing.add_argument("--out", type=Path, default=SEARCHES.with_suffix(".png"))
     drawing.add_argument("--landscape", help="only this one")

@@ -243,7 +243,8 @@ def test_the_proposals_of_a_small_model_are_asked_for_in_the_short_form_and_have
     assert (generation, truth) == (0, round(float(searches.surfaces["bowl"].truth(point[None])[0]), 5))
     assert not more
     capsys.readouterr()
-    searches.main(["proposals", str(out)])
+    searches.main(["draw", "--landscape", "bowl", "--out", str(tmp_path / "random.jsonl")])
+    searches.main(["proposals", str(out), str(tmp_path / "random.jsonl")])
     rows = capsys.readouterr().out.splitlines()
     assert rows[2:3] == [f"| `bowl` | llm@small+short | {truth:.3f} |  | 1 | 1 |"]
     assert rows[3].startswith("| `bowl` | none: any recipe | 0.")
