@@ -878,7 +878,7 @@ def parser() -> argparse.ArgumentParser:
     short.add_argument("--questions", type=int, default=64, help="only searches of so many questions a task")
     short.add_argument("--at", type=int, nargs="+", default=[15, 30, 60], help="the marks")
     worth = commands.add_parser("proposals", help="what the proposals of LLMs are worth")
-    worth.add_argument("random", nargs="?", type=Path, default=RANDOM_RECIPES, help="the file that `draw` wrote")
+    worth.add_argument("--random", type=Path, default=RANDOM_RECIPES, help="the file that `draw` wrote")
     random = commands.add_parser("draw", help="the mean true score of random recipes")
     random.add_argument("--landscape", default="overlap,quickstart,simulator", help="these, with commas between them")
     random.add_argument("--out", type=Path, default=RANDOM_RECIPES)

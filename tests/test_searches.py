@@ -244,7 +244,7 @@ def test_the_proposals_of_a_small_model_are_asked_for_in_the_short_form_and_have
     assert not more
     capsys.readouterr()
     searches.main(["draw", "--landscape", "bowl", "--out", str(tmp_path / "random.jsonl")])
-    searches.main(["proposals", str(out), str(tmp_path / "random.jsonl")])
+    searches.main(["proposals", str(out), "--random", str(tmp_path / "random.jsonl")])
     rows = capsys.readouterr().out.splitlines()
     assert rows[2:3] == [f"| `bowl` | llm@small+short | {truth:.3f} |  | 1 | 1 |"]
     assert rows[3].startswith("| `bowl` | none: any recipe | 0.")
