@@ -36,16 +36,16 @@ def rows(table: str) -> dict[str, list[str]]:
 @pytest.mark.slow
 def test_without_an_llm_the_search_is_ahead_of_cma_es_on_bbob(tmp_path: Path) -> None:
     file = tmp_path / "bbob.jsonl"
-    words = ("--functions", "1,8,20", "--dimensions", "10", "--noise", "0", "--out", str(file))
+    words = ("--functions", "8,20", "--dimensions", "10", "--noise", "0", "--out", str(file))
     run("optimizers.py", "bbob", "--instances", "1", *words)
     run("optimizers.py", "bbob", "--instances", "2", *words)  # goes on where the first one ended
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["instances"] for line in lines] == [[1]] * 6 + [[2]] * 6
+    assert [line["instances"] for line in lines] == [[1]] * 4 + [[2]] * 4
     table = rows(run("optimizers.py", "table", str(file)))
     assert table["cma-es"][0] == "1.00/1.00/1.00"
     for ratio, bound in zip(table["llm-off"][0].split("/"), (0.2, 0.2, 0.5), strict=True):
         assert 0 < float(ratio) < bound
-    assert table["llm-off"][-1] == "6 of 3 functions"
+    assert table["llm-off"][-1] == "4 of 2 functions"
 
 
 def bbob(file: Path, dimensions: Sequence[int], instances: int) -> Path:

@@ -23,8 +23,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> str:
     return axe(tmp_path_factory.mktemp("axe"))
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1200, 360])
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (360, True)])
 def test_no_page_violates_the_guidelines(window: Page, script: str, tmp_path: Path, width: int, dark: bool) -> None:
     found = dict[str, list[str]]()
     finished = Synthetic(30, said="a note & more").write(tmp_path / "finished")

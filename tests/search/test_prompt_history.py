@@ -434,7 +434,7 @@ def test_no_name_card_question_or_reply_is_left_in_a_masked_prompt() -> None:
 LONG = "a long text of somebody who says much more than is needed "
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     count=st.integers(0, 250),
     models=st.integers(1, 4),
