@@ -37,7 +37,7 @@ def merge(
         terminal.console.print(line, highlight=False)
     for warning in warnings:
         terminal.console.print(warning, style="yellow")
-    if format_.kind in ("model", "fp8") and not any((out / name).exists() for name in TOKENIZERS):
+    if format_.kind in ("model", "fp8") and not any((out / name).exists() for name in (*TOKENIZERS, "tekken.json")):
         terminal.console.print(
             f"It has no tokenizer, as {merged.tokenizer_donor} has none: copy the tokenizer's files into {out}.",
             style="yellow",

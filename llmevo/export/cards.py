@@ -44,6 +44,7 @@ class Metadata:
     """The model's name in its results."""
     results: Sequence[EvalResult] = ()
     library: str = ""
+    pipeline: str = "text-generation"
     tags: Sequence[str] = ()
     base: Sequence[str] | None = None
     """The hub ids of `base_model` where they are not those of all parents."""
@@ -55,9 +56,10 @@ class Metadata:
         """The parents' hub ids, models and adapters, each once and without revisions."""
         if self.base is not None:
             return [*self.base]
-        names = [part.partition("@")[0] for parent in self.parents for part in parent.reference.split("+")]
-        known = [name for name in names if HUB_ID.match(name) and not name.endswith(".gguf")]
-        return [*dict.fromkeys(name for name in known if name not in self.local and not name.startswith(PACKAGE))]
+        parts = [part for parent in self.parents for part in parent.reference.split("+") if part not in self.local]
+        names = [part.partition("#")[0].partition("@")[0] for part in parts if not part.startswith(PACKAGE)]
+        names = ["/".join(name.split("/")[:2]) if name.endswith(".gguf") else name for name in names]
+        return [*dict.fromkeys(name for name in names if HUB_ID.match(name) and not name.endswith(".gguf"))]
 
     def to_yaml(self) -> str:
         """Return the metadata between two lines `---`. `model-index` needs results and a name."""
@@ -74,7 +76,7 @@ class Metadata:
             tags=[*dict.fromkeys([*self.tags, "merge", "llmevo", "mergekit"])],
             license=licence,
             base_model=bases or None,
-            pipeline_tag="text-generation",
+            pipeline_tag=self.pipeline,
             **more,
         )
         return f"---\n{data.to_yaml()}\n---\n"
@@ -85,6 +87,11 @@ def parents_of(references: Iterable[ModelReference], sources: Sources) -> list[P
     return [Parent(str(of), (of.lora or of.model).revision, sources.licence(of)) for of in references]
 
 
+def pipeline(config: Mapping[str, Any]) -> str:
+    """Return the hub's `pipeline_tag` of a model with this config."""
+    return "image-text-to-text" if "vision_config" in config else "text-generation"
+
+
 def models_table(parents: Iterable[Parent]) -> list[str]:
     """Return the table of models, revisions and licences in Markdown."""
     rows = [f"| `{of.reference}` | {of.revision or ''} | {of.licence or 'unknown'} |" for of in parents]
@@ -93,9 +100,15 @@ def models_table(parents: Iterable[Parent]) -> list[str]:
 
 def merge_card(recipe: Recipe, sources: Sources, root: Path, relation: Relation = "merge", facts: str = "") -> str:
     """Return the README.md of a recipe that was merged. `facts` is a sentence on the format of the weights."""
-    parents = parents_of(recipe.references, sources)
-    local = [path for reference in recipe.references for path in local_paths(reference, root)]
-    data = Metadata(parents, relation, local)
+    parents, base = parents_of(recipe.references, sources), sources.without_adapter(recipe.donor)
+    local = [path for reference in (*recipe.references, base) for path in local_paths(reference, root)]
+    data = Metadata(
+        parents,
+        relation,
+        local,
+        pipeline=pipeline(sources.config(recipe.donor)),
+        base=Metadata([Parent(str(base))], local=local).base_models if relation == "adapter" else None,
+    )
     head = data.to_yaml()
     methods = ", ".join(f"`{name}`" for name in dict.fromkeys(s.merge_method for s in recipe.slices or []) if name)
     lines = [

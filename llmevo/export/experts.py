@@ -14,7 +14,7 @@ from llmevo.merging.plan import plan
 from llmevo.merging.recipe import BY_SLICE, PREPARE, Recipe
 from llmevo.merging.vocabulary import plain
 from llmevo.merging.writer import whole_folder, write_model, write_texts
-from llmevo.models.references import ModelReference, folder_of
+from llmevo.models.references import ModelPath, ModelReference, folder_of
 from llmevo.models.sources import Sources
 
 RECIPE = "recipe.yml"
@@ -41,7 +41,9 @@ def write_experts(recipe: Recipe, sources: Sources, out: Path, seed: Seed, texts
             alone = _alone(recipe, expert)
             if changes := sum_of_adapters(alone, sources, base):
                 modules = Modules(folder_of_base, stored.shapes)
-                write_adapter(changes, stored, modules, str(folder_of_base), folder / name, Rank(), is_sum=True)
+                write_adapter(
+                    changes, stored, modules, ModelPath(path=str(folder_of_base)), folder / name, Rank(), is_sum=True
+                )
                 names[str(expert)] = f"{folder_of_base}+{(out / name).absolute()}"
             else:
                 whole = alone.model_copy(update={"dtype": "float32", "out_dtype": None})

@@ -16,7 +16,7 @@ from llmevo.models.adapters import LoraModel
 from llmevo.models.architecture import Shapes, check_compatible, computing, text_config
 from llmevo.models.checkpoints import Weight
 from llmevo.models.files import write_whole
-from llmevo.models.references import ModelReference, load_pretrained
+from llmevo.models.references import ModelReference, load_pretrained, on_this_machine
 from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import VOCABULARY
 
@@ -93,7 +93,7 @@ def extract(
         changes,
         below,
         modules,
-        str(origin),
+        on_this_machine(origin, sources.root).model,
         out,
         choice,
         texts=lambda report: {"README.md": adapter_card(sources, [tuned, origin], origin, report, f"`{tuned}`")},

@@ -10,15 +10,16 @@ from llmevo.export.cards import Relation, adapter_facts
 from llmevo.export.experts import RECIPE, write_experts
 from llmevo.export.fp8 import Fp8Model
 from llmevo.export.gguf import TYPES, GgufModel
-from llmevo.export.lora import LoraReport, base_of, write_merge
+from llmevo.export.lora import LoraReport, write_merge
 from llmevo.export.low_rank import Rank
+from llmevo.export.pack import portable
 from llmevo.merging.merger import Seed
 from llmevo.merging.methods.registry import WIDEN
 from llmevo.merging.recipe import Recipe
 from llmevo.merging.tokenizer import chat_template
-from llmevo.merging.writer import MergedModel, check_new, whole_folder, write_model, write_texts
+from llmevo.merging.writer import MergedModel, check_new, custom_code, whole_folder, write_model, write_texts
 from llmevo.models.files import partial_folder, sync
-from llmevo.models.references import place_of
+from llmevo.models.references import ModelPath, on_this_machine, place_of
 from llmevo.models.sources import Sources
 
 NAMES = ("lora", "fp8", "experts", *(f"gguf:{kind}" for kind in TYPES))
@@ -100,12 +101,12 @@ class Format:
         seed: Seed,
         texts: Texts,
         trim: bool = True,
-        published: Recipe | None = None,
+        to_share: bool = False,
     ) -> Written:
         """Merge a recipe into `out`, a new folder; with GGUF also a new file, if its name ends so.
 
-        `published` is the recipe with references that others can use, for what the files say of the base.
-        Raises what `write_model` raises, and UserError for what the format cannot hold.
+        Of a result `to_share`, the files name the base without its place on this machine. Raises what `write_model`
+        raises, and UserError for what the format cannot hold.
         """
         check_new(out)
         if out.suffix == ".gguf" and self.kind != "gguf":
@@ -118,9 +119,10 @@ class Format:
             )
         if self.kind == "lora":
             base = sources.without_adapter(recipe.donor)
-            if base.model == recipe.donor.model:  # an adapter alone names its model itself
-                base = base_of(published or recipe)
-            return self._write_lora(recipe, sources, out, seed, texts, str(base))
+            if base.model.expert is not None:
+                raise UserError(f"--as lora: PEFT cannot load the base {base}, an expert of a mixture; leave --as out")
+            named = portable(base) if to_share else on_this_machine(base, sources.root)
+            return self._write_lora(recipe, sources, out, seed, texts, named.model)
         if self.kind == "gguf":
             return self._write_gguf(recipe, sources, out, seed, texts)
         if self.kind == "fp8":
@@ -130,9 +132,16 @@ class Format:
             return Written(f"{out} has {count} prepared models; mergekit-yaml {out / RECIPE} MODEL merges them")
         write_model(recipe, sources, out, seed, texts("merge", ""), trim)
         kind = "ImageTextToText" if "vision_config" in sources.config(recipe.donor) else "CausalLM"
+        if code := custom_code(sources.config(recipe.donor)):
+            return Written(
+                f"{out} has the weights of a model_type that transformers does not know: copy {', '.join(code)} and the"
+                f" key auto_map of config.json from {recipe.donor} into it before it is loaded"
+            )
         return Written(f"{out} is a Hugging Face model: AutoModelFor{kind}.from_pretrained({str(out)!r})")
 
-    def _write_lora(self, recipe: Recipe, sources: Sources, out: Path, seed: Seed, texts: Texts, base: str) -> Written:
+    def _write_lora(
+        self, recipe: Recipe, sources: Sources, out: Path, seed: Seed, texts: Texts, base: ModelPath
+    ) -> Written:
         def beside(report: LoraReport) -> Mapping[str, str]:
             return {
                 "mergekit_config.yml": recipe.seen_from(out, sources.root).to_yaml(),
@@ -159,7 +168,7 @@ class Format:
             except OSError as error:
                 raise UserError(f"{out} cannot be written ({error})") from error
             return Written(f"{out} is a GGUF file ({kind}): llama-server -m {out}")
-        name = f"{out.name}-{kind}.gguf"
+        name = f"{out.resolve().name}-{kind}.gguf"
         with whole_folder(out) as folder:
             made.write(folder / name)
             relation: Relation = "merge" if self.type in ("f16", "bf16") else "quantized"

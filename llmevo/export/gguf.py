@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from llmevo.errors import UserError
+from llmevo.merging.vocabulary import ByToken, plain, tokenizer_folder
 from llmevo.merging.writer import MergedModel
 from llmevo.models.quantize import ggml_bytes, quantize, quantizer
 from llmevo.models.safetensors_writer import returning_memory
-from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import load_tokenizer, template_of, vocabulary
 
 TYPES = ("q8_0", "q4_0", "f16", "bf16")
@@ -157,6 +157,20 @@ class Donor:
         return found.reshape(tensor.shape)
 
 
+def llama3_factors(config: Mapping[str, Any], rope: Mapping[str, Any]) -> "np.ndarray[Any, Any]":
+    """Return by what Llama 3 divides each frequency, as llama.cpp's converter writes it into `rope_freqs.weight`."""
+    size = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+    base = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    factor, low, high = (
+        float(rope.get(key, default))
+        for key, default in (("factor", 8.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0))
+    )
+    turns = float(rope.get("original_max_position_embeddings", 8192)) * base ** -(np.arange(0, size, 2) / size)
+    turns /= 2 * np.pi
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return 1 / ((1 - smooth) / factor + smooth)
+
+
 class GgufModel:
     """A merge, checked against its donor, to be written as a GGUF file.
 
@@ -209,18 +223,28 @@ class GgufModel:
             "rope.scaling.factor": rope.get("factor") if kind in SCALED else None,
         }
         if not any(isinstance(value, Mapping) for value in rope.values()):  # each kind of layers has its own
-            self._check_scaling(kind)
+            self._check_scaling(kind, config, rope)
         for key, value in wanted.items():
             other = found.value(f"{arch}.{key}")
             if value is None or other is None:
                 continue
             if abs(float(value) - float(other)) > 1e-6 * abs(float(value)):
                 raise UserError(
-                    f"{self._label}: {arch}.{key} is {other:g}, and {float(value):g} in the merge's config.json; name a"
-                    " GGUF file of the merge's own base"
+                    f"{self._label}: {arch}.{key} is {other:g}, and {float(value):g} in the merge's config.json;"
+                    f" {self._another}"
                 )
 
-    def _check_scaling(self, kind: str) -> None:
+    @property
+    def _another(self) -> str:
+        """What helps where the donor's metadata are not those of the merge."""
+        if self.model.recipe.rope or any(of.layer_range for s in self.model.recipe.slices or [] for of in s.sources):
+            return (
+                "the recipe changes layers or positions, which a GGUF file of its base does not describe; export the"
+                " whole model (without --as) and convert it with llama.cpp's convert_hf_to_gguf.py"
+            )
+        return "name a GGUF file of the merge's own base"
+
+    def _check_scaling(self, kind: str, config: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
         """Raise UserError unless the donor's positions are scaled as the merge's, by metadata or by a tensor."""
         key = f"{self.donor.architecture}.rope.scaling.type"
         donors = "llama3" if LLAMA3 in self.donor.tensors else self.donor.value(key)
@@ -229,8 +253,15 @@ class GgufModel:
         if mine != other and {mine, other} <= {"nothing", "llama3", *SCALED}:
             raise UserError(
                 f"{self._label}: its positions are scaled by {other} ({key}, or the tensor {LLAMA3}), and by {mine} in"
-                " the merge's config.json; name a GGUF file of the merge's own base"
+                f" the merge's config.json; {self._another}"
             )
+        if kind == "llama3" and LLAMA3 in self.donor.tensors:
+            factors, held = llama3_factors(config, rope), self.donor.bytes_of(LLAMA3)
+            if held.shape != factors.shape or not np.allclose(held, factors, rtol=1e-3):
+                raise UserError(
+                    f"{self._label}: its {LLAMA3} are up to {held.max():g}, and {factors.max():g} by the merge's"
+                    f" config.json; {self._another}"
+                )
 
     def _map_names(self) -> dict[str, str]:
         """Return the GGUF name of each tensor."""
@@ -273,7 +304,9 @@ class GgufModel:
     def _check_vocabulary(self) -> None:
         """Raise UserError unless every token of the merge's tokenizer is the donor's token of that number."""
         recipe: Any = self.model.recipe
-        tokens = {number: token for token, number in vocabulary(self.folder_of_tokenizer).items()}
+        sources = self.model.sources
+        numbers = sources.vocabulary.numbers if isinstance(sources, ByToken) else vocabulary(self.folder_of_tokenizer)
+        tokens = {number: token for token, number in numbers.items()}
         rows = next(shape[0] for old, shape in self.model.shapes.items() if self.names.get(old) == "token_embd.weight")
         count = 0
         for number, token in enumerate(self.donor.tokens()):
@@ -292,13 +325,13 @@ class GgufModel:
 
     @cached_property
     def folder_of_tokenizer(self) -> Path:
-        sources: Sources = self.model.sources
-        return sources.folder(self.model.recipe.tokenizer_donor)
+        return tokenizer_folder(self.model.recipe.tokenizer_donor, plain(self.model.sources))
 
     def _special(self) -> dict[str, int | str]:
         """Return the special tokens and the chat template of the model whose tokenizer the recipe names."""
         recipe, own = self.model.recipe, self.model.chat_template
-        if recipe.tokenizer_donor == recipe.donor:
+        model = plain(self.model.sources).without_adapter(recipe.donor)
+        if recipe.tokenizer_donor == recipe.donor and self.folder_of_tokenizer == self.model.sources.folder(model):
             return {"tokenizer.chat_template": own} if own else {}
         tokenizer = load_tokenizer(self.folder_of_tokenizer)
         found = {

@@ -26,7 +26,7 @@ from llmevo.merging.writer import MergedModel, whole_folder, write_texts
 from llmevo.models.adapters import PREFIX
 from llmevo.models.architecture import TOKEN_IDS, text_config
 from llmevo.models.checkpoints import LowRank, Source, Weight, same
-from llmevo.models.references import ModelReference
+from llmevo.models.references import ModelPath, ModelReference, on_this_machine
 from llmevo.models.safetensors_writer import header_size, returning_memory, write_file
 from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import load_tokenizer, vocabulary
@@ -202,9 +202,10 @@ def write_merge(
     rank: Rank | None,
     seed: Seed = 0,
     texts: Texts | None = None,
-    base_model: str | None = None,
+    base_model: ModelPath | None = None,
 ) -> LoraReport:
-    """Write a merge as one adapter on its base. `base_model` is what the files call the base.
+    """Write a merge as one adapter on its base. `base_model` is what the files call the base, by default by its place
+    on this machine.
 
     A weighted sum of adapters is exact, [B₁ … Bₙ]·diag(w)·[A₁; …; Aₙ], and by default (`rank` None) all of it is
     kept. For other merges the difference to the base, in float32, is truncated by an SVD, by default to the energy of
@@ -212,7 +213,7 @@ def write_merge(
     """
     base = sources.without_adapter(recipe.donor)
     if reason := obstacle(recipe, sources, base):
-        raise UserError(f"--as lora: {reason}: export the whole model (without --as)")
+        raise UserError(f"--as lora: {reason}; export the whole model")
     changes = sum_of_adapters(recipe, sources, base)
     is_exact = changes is not None
     if changes is None:
@@ -221,7 +222,8 @@ def write_merge(
     choice = (Rank() if is_exact else Rank.of("auto")) if rank is None else rank
     stored = plain(sources)[base]
     modules = Modules(sources.folder(base), stored.shapes)
-    return write_adapter(changes, stored, modules, base_model or str(base), out, choice, is_exact, texts)
+    base_model = base_model or on_this_machine(base, sources.root).model
+    return write_adapter(changes, stored, modules, base_model, out, choice, is_exact, texts)
 
 
 def obstacle(recipe: Recipe, sources: Sources, base: ModelReference) -> str:
@@ -253,7 +255,7 @@ def write_adapter(
     changes: Changes,
     base: Source,
     modules: Modules,
-    base_model: str,
+    base_model: ModelPath,
     out: Path,
     choice: Rank,
     is_sum: bool = False,
@@ -268,7 +270,8 @@ def write_adapter(
         name: shape for name, shape in base.shapes.items() if _is_matrix(name, shape, modules.kinds, modules.module_of)
     }
     choice.check_fits(matrices)
-    made = _Adapter(base, modules, matrices, choice, LoraReport(base_model, is_sum and choice == Rank()))
+    report = LoraReport(str(base_model), is_sum and choice == Rank())
+    made = _Adapter(base, modules, matrices, choice, report, base_model)
     if choice.parameters is not None:
         made.share(changes())
     with whole_folder(out) as folder:
@@ -277,7 +280,7 @@ def write_adapter(
         room |= {f"{PREFIX}{name}.lora_{side}": shape for name, shape in matrices.items() for side in "AB"}
         write_file(made.tensors(changes()), folder / "adapter_model.safetensors", header_size(room.items()))
         if not made.report.matrices and not made.report.saved_whole:
-            raise UserError(f"--as lora: the model does not differ from {base_model}, so there is nothing to adapt")
+            raise UserError(f"{out}: the model does not differ from {base_model}, so there is nothing to adapt")
         (folder / "adapter_config.json").write_text(json.dumps(made.config(), indent=2) + "\n")
         (folder / REPORT).write_text(json.dumps(made.report.as_dict(), indent=2) + "\n")
         write_texts(folder, texts(made.report) if texts else None)
@@ -301,7 +304,9 @@ class _Adapter:
         matrices: Mapping[str, tuple[int, ...]],
         choice: Rank,
         report: LoraReport,
+        base_model: ModelPath,
     ) -> None:
+        self._base_model = base_model
         self._base, self._modules, self._matrices, self._choice = base, modules, matrices, choice
         self.report = report
         self.ranks: dict[str, int] = {}
@@ -315,8 +320,8 @@ class _Adapter:
         module = self._modules.module_of(name)
         if module is None:
             raise UserError(
-                f"--as lora: {name} changed, and it is no parameter of a module by that name in transformers, so PEFT"
-                " cannot load it from an adapter; export the whole model (without --as)"
+                f"{name} changed, and it is no parameter of a module by that name in transformers, so PEFT"
+                " cannot load it from an adapter; export the whole model"
             )
         return module
 
@@ -331,14 +336,13 @@ class _Adapter:
             shape = tuple((weight.origin if isinstance(weight, LowRank) else weight).shape)
             if self._base.shapes.get(name) != shape:
                 raise UserError(
-                    f"--as lora: {name} is {shape} in the model and {self._base.shapes.get(name, 'missing')} in"
-                    f" the base {self.report.base_model}; an adapter cannot change shapes: export the whole model"
-                    " (without --as)"
+                    f"{name} is {shape} in the model and {self._base.shapes.get(name, 'missing')} in"
+                    f" the base {self.report.base_model}; an adapter cannot change shapes; export the whole model"
                 )
             if (change := change_of(weight, self._base.tensor(name))) is not None:
                 parts = [change.up, change.down] if isinstance(change, LowRank) else [change]
                 if not all(part.isfinite().all() for part in parts):
-                    raise UserError(f"--as lora: {name} has numbers that are not finite (NaN or infinite)")
+                    raise UserError(f"{name} has numbers that are not finite (NaN or infinite)")
                 yield name, weight, change
 
     def share(self, weights: Iterator[tuple[str, Weight]]) -> None:
@@ -364,8 +368,8 @@ class _Adapter:
             else:
                 if inside := self._modules.inside(module):
                     raise UserError(
-                        f"--as lora: {name} changed, and PEFT saves {module} only whole, with {inside[0]} and all else"
-                        " in it; export the whole model (without --as)"
+                        f"{name} changed, and PEFT saves {module} only whole, with {inside[0]} and all else"
+                        " in it; export the whole model"
                     )
                 self.report.saved_whole.append(name)
                 written.add(name)
@@ -414,7 +418,8 @@ class _Adapter:
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.report.base_model,
+            "base_model_name_or_path": str(self._base_model.model_copy(update={"revision": None})),
+            "revision": self._base_model.revision,
             "inference_mode": True,
             "r": largest,
             "lora_alpha": largest,

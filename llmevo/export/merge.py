@@ -121,8 +121,9 @@ def merge_as(
         placed = placed.with_text(os.path.relpath(beside_file, out))
     if table := masks_of(recipe, sources, masks):  # which depend on the models' names, and these change with the folder
         beside[MASKS_FILE] = table
-        signed = Provenance(seed if seed is not None else found.seed if found else 0, MASKS_FILE, trims)
-        beside["mergekit_config.yml"] = signed.sign(placed)
+    if table or found:
+        of = seed if seed is not None else found.seed if found else 0
+        beside["mergekit_config.yml"] = Provenance(of, MASKS_FILE if table else None, trims).sign(placed)
     elif text_file:
         beside["mergekit_config.yml"] = placed.to_yaml()
     written = format_.write(

@@ -9,15 +9,16 @@ from typing import Self
 from huggingface_hub import EvalResult
 
 from llmevo.errors import RunError, plural
-from llmevo.export.cards import Metadata, Parent, Relation, models_table, recipe_lines, results_of
+from llmevo.export.cards import Metadata, Parent, Relation, models_table, pipeline, recipe_lines, results_of
 from llmevo.export.formats import Format, Written
 from llmevo.export.lora import base_of
-from llmevo.export.pack import SharedRun, write_pack
+from llmevo.export.pack import SharedRun, portable, write_pack
 from llmevo.merging.merger import MASKS_FILE, masks_of
 from llmevo.merging.mixture.mixture import ROUTER
 from llmevo.merging.preparation.texts import read_texts
 from llmevo.merging.provenance import Provenance
 from llmevo.merging.recipe import QUESTIONS, Recipe
+from llmevo.models.references import ModelReference
 from llmevo.models.sources import Sources
 from llmevo.run.experiment import Experiment
 from llmevo.run.log import events
@@ -129,12 +130,16 @@ class Export:
         format_ = format_ or Format()
 
         def texts(relation: Relation, facts: str) -> Mapping[str, str]:
-            card = model_card(self.shared, self.published, self.candidate, self.changed, format_, relation, facts)
+            card = model_card(
+                *(self.shared, self.published, self.candidate, self.changed, format_, relation, facts),
+                base=portable(sources.without_adapter(self.recipe.donor)),
+                pipeline_tag=pipeline(sources.config(self.recipe.donor)),
+            )
             return {**self.texts, "README.md": card, "best.yml": best, "mergekit_config.yml": best}
 
         # The scored model has all rows of the embeddings, so none are trimmed.
         recipe = self.localized(self.recipe)
-        return format_.write(recipe, sources, out, started.masks, texts, trim=False, published=self.published)
+        return format_.write(recipe, sources, out, started.masks, texts, trim=False, to_share=to_share)
 
     def _placed(self, out: Path, root: Path) -> Recipe:
         """The recipe as a file in the folder `out`, with the run's search questions where a preparation reads them."""
@@ -161,11 +166,14 @@ def model_card(
     format_: Format | None = None,
     relation: Relation = "merge",
     facts: str = "",
+    base: ModelReference | None = None,
+    pipeline_tag: str = "text-generation",
 ) -> str:
     """The README.md of a model: its sources, scores and recipe.
 
     `changed`: see `Export.of`. `format_` is what the weights are written as, by default a Hugging Face model;
-    `relation` the hub's, of the model to its parents; `facts` a sentence on its format.
+    `relation` the hub's, of the model to its parents; `facts` a sentence on its format. `base` is the model under an
+    adapter, by default the recipe's.
     """
     format_ = format_ or Format()
     state = shared.state
@@ -173,14 +181,15 @@ def model_card(
     assert started is not None
     trial = state.trials[candidate]
     listed = [Parent(s["reference"], s["revision"], s["licence"]) for s in started.sources]
-    used, base = {*map(str, recipe.references)}, [Parent(str(base_of(recipe)))]
+    used, under = {*map(str, recipe.references)}, [Parent(str(base or base_of(recipe)))]
     data = Metadata(
         [parent for parent in listed if parent.reference in used],
         relation,
         shared.local,
         name=f"candidate-{candidate}",
         results=[] if changed else _results(shared, candidate, format_),
-        base=Metadata(base, local=shared.local).base_models if relation == "adapter" else None,
+        pipeline=pipeline_tag,
+        base=Metadata(under, local=shared.local).base_models if relation == "adapter" else None,
     )
     head = data.to_yaml()
     changes: list[str] = []

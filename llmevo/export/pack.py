@@ -19,9 +19,9 @@ from llmevo.run.log.storage import LOG, parse_event
 EVENT_FIELDS: Mapping[str, str] = {
     "run_started": "root prompts versions sources[reference revision checksum config licence] seed evaluation_seed"
     " genes[name low high choices] layers routers items heldout_items selection_items rules order workers proposer"
-    " style questions vocabulary start_from[name genes] geometry cards descriptions chances"
+    " style questions clusters groups vocabulary start_from[name genes] geometry cards descriptions chances"
     " scan layer_parameters other_parameters active_parameters head_parameters",
-    "resumed": "reason budget counts versions",
+    "resumed": "reason budget counts clusters groups versions",
     "prompted": "generation model style messages[role content] reply tokens cost seconds problems analysis used calls"
     " repair",
     "judged": "generation task questions model verdicts[key value] calls tokens cost",

@@ -601,7 +601,10 @@ class Recipe(Strict):
         lacking += [key for key in (PREPARE, MIXTURE, "rope") if getattr(self, key)]
         if self.merge_method == BY_SLICE:
             lacking += ["merge_method of a slice", *(["gains"] if any(of.gains for of in slices) else [])]
-        return f"mergekit cannot: it has no {' and no '.join(lacking)}" if lacking else "mergekit reads it too"
+        if lacking:
+            return f"mergekit cannot: it has no {' and no '.join(lacking)}"
+        own = [str(of) for of in self.references if not of.is_mergekits]
+        return f"mergekit cannot: it knows no reference such as {own[0]}" if own else "mergekit reads it too"
 
     def output_slices(self, layers: int) -> list[OutputSlice]:
         """Return the slices of the result; `models` are one slice over all `layers`.

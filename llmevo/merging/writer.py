@@ -32,7 +32,7 @@ from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import set_chat_template, tokenizer_files
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-OF_A_PLACE = ("auto_map", "_name_or_path")
+OF_A_PLACE = ("auto_map", "_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
 """Keys of configs that name files beside them, or the place of a model."""
 
 
@@ -91,8 +91,13 @@ class MergedModel:
         recipe, config = self.recipe, self.sources.config(self.recipe.donor)
         if self._speaker != recipe.donor:
             numbers = self.sources.own_config(self._speaker)
+            own = text_config(config)
             config = {key: value for key, value in config.items() if key not in TOKEN_IDS}
             config |= {key: numbers[key] for key in TOKEN_IDS if key in numbers}
+            for name, nested in [*config.items()]:
+                if nested is own:  # a model of images and text has them there as well
+                    theirs = {key: of for key in TOKEN_IDS if (of := text_config(numbers).get(key)) is not None}
+                    config[name] = {key: theirs.get(key, of) for key, of in own.items()}
         if recipe.rope:
             config = deepcopy(config)
             scale_rope_of(recipe, config)
@@ -200,6 +205,17 @@ def write_model(
     with whole_folder(out) as folder:
         model.write(folder, model.weights(), model.shapes)
         write_texts(folder, extra)
+
+
+def custom_code(config: Mapping[str, Any]) -> list[str]:
+    """Return the Python files without which no library loads a model with this config; they are not copied."""
+    from transformers import CONFIG_MAPPING  # takes a second
+
+    named: Any = config.get("auto_map")
+    if not isinstance(named, dict) or config.get("model_type") in CONFIG_MAPPING:
+        return []
+    classes = [name for of in named.values() for name in (of if isinstance(of, list) else [of]) if name]
+    return [*dict.fromkeys(f"{str(name).rpartition('--')[2].rpartition('.')[0]}.py" for name in classes)]
 
 
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:

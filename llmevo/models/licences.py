@@ -20,6 +20,20 @@ FREE = ("cc-by-4.0", "apache-2.0", "bsd-3-clause", "bsd", "bsd-2-clause", "mit",
 UNKNOWN = ("other", "unknown")
 
 
+AND = " and "
+"""Between the licences of an adapter and of the model under it."""
+
+
+def both(adapter: str, model: str | None) -> str:
+    """Return the licences of an adapter and of the model under it as one text, which `parts` takes apart."""
+    return AND.join(dict.fromkeys([normal(adapter), normal(model) or "unknown"]))
+
+
+def parts(licence: str | None) -> list[str]:
+    """Return the licences that a text names, as they are listed here; one that is empty where there is none."""
+    return [normal(part) for part in (licence or "").split(AND)]
+
+
 def normal(licence: str | None) -> str:
     """Return a licence as it is listed here; empty without one."""
     return (licence or "").strip("\"'").lower()
@@ -33,7 +47,8 @@ def strictest(licences: Iterable[tuple[str, str | None]]) -> tuple[str | None, s
     """
     found: dict[str, str] = {}
     for model, licence in licences:
-        found.setdefault(normal(licence), model)
+        for part in parts(licence):
+            found.setdefault(part, model)
     if unknown := next((found[name] for name in ("", *UNKNOWN) if name in found), ""):
         return None, f"No licence is given, as that of {unknown} is not known: check it before you share the model."
     if forbidding := next((name for name in found if "-nd" in name), ""):

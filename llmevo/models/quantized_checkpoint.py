@@ -521,8 +521,7 @@ class _Readers:
             parts += [nested, self._need(f"{name}.nested_quant_map", name)]
 
         def values() -> Tensor:
-            places = _nibbles(raw.tensor(name).flatten(), high_first=True)[:entries]
-            return raw.tensor(table).float()[places].view(1, -1)
+            return _look_up(raw.tensor(table).float(), raw.tensor(name).flatten(), True)[:entries].view(1, -1)
 
         def scales() -> Tensor:
             stored = raw.tensor(scale)
@@ -590,9 +589,18 @@ def _nibbles(stored: Tensor, high_first: bool = False) -> Tensor:
     return torch.stack(pair, dim=-1).reshape(*stored.shape[:-1], -1)
 
 
+def _look_up(table: Tensor, stored: Tensor, high_first: bool = False) -> Tensor:
+    """Return the two numbers of each byte by a table of 16, in a last dimension of twice the length.
+
+    Both are looked up together, by an index of 4 bytes: experts are stored in tensors of billions of numbers.
+    """
+    pairs = table[_nibbles(torch.arange(256, dtype=torch.uint8), high_first).view(256, 2)]
+    return pairs.index_select(0, stored.flatten().int()).view(*stored.shape[:-1], -1)
+
+
 def _unpack_fp4(stored: Tensor) -> Tensor:
     """Return the two FP4 numbers of each byte, the first in the low bits."""
-    return torch.tensor(E2M1)[_nibbles(stored)]
+    return _look_up(torch.tensor(E2M1), stored)
 
 
 def _unpack_int32(stored: Tensor, bits: int, columns: int) -> Tensor:

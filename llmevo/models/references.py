@@ -91,6 +91,15 @@ class ModelReference(BaseModel):
             raise ValueError(f"{value!r} is not a model reference; write MODEL or MODEL+ADAPTER")
         return value
 
+    @property
+    def is_mergekits(self) -> bool:
+        """Whether mergekit knows the reference: it has no experts of mixtures, GGUF files and package files."""
+        return not any(
+            path.expert is not None or path.path.endswith(".gguf") or path.path.startswith(PACKAGE)
+            for path in (self.model, self.lora)
+            if path
+        )
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> CoreSchema:
         """Write a reference as its text. A serializer in Python would do so as well, but pydantic replaces whatever is
@@ -163,6 +172,18 @@ def place_of(path: ModelPath, root: Path = Path()) -> Path:
     Downloads it if need be. Raises SourceError where there is none.
     """
     return _local(path, root) or _download(path, root)
+
+
+def on_this_machine(reference: ModelReference, root: Path = Path()) -> ModelReference:
+    """Return the reference as it is found from every folder: what lies on this machine by its absolute path."""
+
+    def absolute(path: ModelPath) -> ModelPath:
+        local = root / Path(path.path).expanduser()
+        is_here = not path.path.startswith(PACKAGE) and local.exists()
+        return path.model_copy(update={"path": str(local.resolve())}) if is_here else path
+
+    lora = absolute(reference.lora) if reference.lora else None
+    return ModelReference(model=absolute(reference.model), lora=lora)
 
 
 def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:

@@ -16,6 +16,7 @@ from llmevo.models.cards import excerpt, licence
 from llmevo.models.checkpoints import Checkpoint, Source, read_object, weight_files
 from llmevo.models.experts import MARK, Expert, expert_folder, mixture_of
 from llmevo.models.files import WHOLE, content_checksums, ends_checksum
+from llmevo.models.licences import both
 from llmevo.models.placeholder import placeholder
 from llmevo.models.placement import PlacedModel, fit
 from llmevo.models.quantized_checkpoint import CONFIG_KEYS, QuantizedCheckpoint, quantization_of
@@ -276,11 +277,12 @@ class Sources:
         return self._depths[reference]
 
     def licence(self, reference: ModelReference) -> str | None:
-        """Return the licence that the adapter's card, or the model's, declares."""
-        for folder in self._with_cards(reference):
-            if found := licence(folder):
-                return found
-        return None
+        """Return the licence that the model's card declares; of an adapter with a licence of its own, both: see
+        `licences.both`.
+        """
+        folder, adapter = self._places(reference)
+        own = licence(adapter) if adapter else None
+        return both(own, licence(folder)) if own else licence(folder)
 
     def card(self, reference: ModelReference) -> str:
         """Return an excerpt of the adapter's card, or else of the model's; empty without one."""

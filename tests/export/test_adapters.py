@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -25,12 +25,14 @@ from transformers import (
 
 from llmevo.errors import SourceError, UserError
 from llmevo.export.extract import extract
-from llmevo.export.lora import REPORT, LoraReport, write_merge
+from llmevo.export.formats import Format
+from llmevo.export.lora import REPORT, LoraReport, Modules, write_adapter, write_merge
 from llmevo.export.low_rank import Rank, decompose, rank_of, share_parameters
 from llmevo.export.merge import merge
 from llmevo.merging.recipe import Recipe
 from llmevo.models.adapters import LoraModel
 from llmevo.models.checkpoints import Checkpoint
+from llmevo.models.references import ModelPath
 from llmevo.models.sources import Sources
 from support.checkpoints import assert_near, merged_by_peft, new_adapter, new_checkpoint, quietly, tensors, weights_of
 from support.families import FAMILIES, VISION, new_family
@@ -104,7 +106,8 @@ def test_a_sum_of_adapters_is_exactly_one_adapter(method: str, second: float, mo
     assert torch.allclose(logits(with_peft(Path("base"), Path("lora"))), logits(whole), atol=1e-5)
     assert not torch.allclose(logits(with_peft(Path("base"), Path("a"))), logits(whole), atol=1e-2)
     config = json.loads(Path("lora/adapter_config.json").read_text())
-    assert (config["r"], config["base_model_name_or_path"], config["modules_to_save"]) == (6, "base", None)
+    assert (config["r"], config["modules_to_save"]) == (6, None)
+    assert config["base_model_name_or_path"] == str(Path("base").resolve())  # PEFT finds it from any folder
     assert {*config["target_modules"]} == {"q_proj", "down_proj", "up_proj"}
     assert config["alpha_pattern"] == config["rank_pattern"]  # the scale is 1 everywhere
 
@@ -384,6 +387,36 @@ def test_adapters_alone_are_merged_as_adapters_on_their_model() -> None:
 
 
 @pytest.mark.usefixtures("adapters")
+def test_the_base_of_an_adapter_is_named_as_peft_finds_it_and_without_its_place_to_share_it() -> None:
+    Path("elsewhere").mkdir()
+    recipe = {"merge_method": "task_arithmetic", "base_model": "../base", "dtype": "float32"}
+    models = [{"model": "../base+../a", "parameters": {"weight": 0.5}}]
+    Path("elsewhere/recipe.yml").write_text(json.dumps({**recipe, "models": models}))
+    merge("elsewhere/recipe.yml", "near", as_="lora")
+    assert quietly(lambda: AutoPeftModelForCausalLM.from_pretrained("near")) is not None
+    config = json.loads(Path("a/adapter_config.json").read_text())
+    Path("a/adapter_config.json").write_text(
+        json.dumps({**config, "base_model_name_or_path": str(Path("base").resolve())})
+    )
+    alone = Recipe.from_yaml("merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]")
+    for folder, shared in (("kept", False), ("shared", True)):
+        Format("lora").write(alone, Sources(), Path(folder), 0, lambda *_: {}, to_share=shared)
+        said = [json.loads(Path(folder, name).read_text()) for name in ("adapter_config.json", REPORT)]
+        named = {said[0]["base_model_name_or_path"], said[1]["base_model"]}
+        assert named == ({f"./{Path().resolve().name}/base"} if shared else {str(Path("base").resolve())})
+
+
+def test_a_revision_of_the_base_has_its_own_key_as_peft_reads_it(tmp_path: Path) -> None:
+    base = Checkpoint(new_checkpoint(tmp_path / "base"))
+    changes = {name: base.tensor(name) * 1.5 for name in base.shapes if "q_proj" in name}
+    modules = Modules(tmp_path / "base", base.shapes)
+    named = ModelPath(path="org/base", revision="v1")
+    write_adapter(lambda: iter(changes.items()), base, modules, named, tmp_path / "out", Rank.of(2))
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", "v1")
+
+
+@pytest.mark.usefixtures("adapters")
 def test_what_an_adapter_cannot_hold_is_refused() -> None:
     stacked = """
 merge_method: passthrough
@@ -413,7 +446,7 @@ slices: [{sources: [{model: base, layer_range: [0, 4]}]}, {sources: [{model: bas
     with pytest.raises(SourceError, match=r"BASE base\+a: it has an adapter; name the plain model, base"):
         extract("base", "base+a", "out")
     alone = Recipe.from_yaml("merge_method: linear\nmodels: [{model: base, parameters: {weight: 1}}]")
-    with pytest.raises(UserError, match="the model does not differ from base"):
+    with pytest.raises(UserError, match=r"the model does not differ from \S+/base"):
         merge(alone, "out", as_="lora")
     Path("taken").mkdir()
     Path("taken/mine.txt").write_text("mine")

@@ -21,6 +21,7 @@ from llmevo.errors import CandidateError, RecipeError, SourceError, UserError
 from llmevo.evaluation.evaluator import Evaluator
 from llmevo.export.merge import merge
 from llmevo.merging import writer as writing
+from llmevo.merging.provenance import Provenance
 from llmevo.merging.recipe import Recipe
 from llmevo.models import safetensors_writer as shards
 from llmevo.models.files import partial_folder
@@ -28,6 +29,7 @@ from llmevo.models.sources import Sources
 from llmevo.models.tokenizer import vocabulary
 from llmevo.run.experiment import Experiment
 from support.memory import printed_by
+from support.tiny_model import tiny_llama, tiny_tokenizer
 from support.workspace import Workspace
 
 STACKED = """
@@ -258,6 +260,32 @@ def test_nothing_of_the_place_of_a_model_stays_in_a_merge(workspace: Workspace) 
     with pytest.raises(SourceError, match=r"tokenizer_config.json is not valid JSON"):
         merge(Recipe.from_yaml(recipe), "again")
     assert not Path("again").exists()
+
+
+def test_a_merge_of_a_kind_that_transformers_does_not_know_says_which_code_it_needs(workspace: Workspace) -> None:
+    file = workspace.root / "one" / "config.json"
+    code = {"AutoConfig": "configuration_my.MyConfig", "AutoModelForCausalLM": "org/code--modeling_my.MyModel"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": "my", "auto_map": code}))
+    recipe = "merge_method: linear\nmodels: [{model: one, parameters: {weight: 1}}]"
+    (workspace.root / "recipe.yml").write_text(recipe)
+    status, printed = workspace.llmevo("merge", "recipe.yml", "merged")
+    assert status == 0
+    assert "copy configuration_my.py, modeling_my.py and the key auto_map of config.json from one" in printed
+    assert "from_pretrained" not in printed
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_merge_of_a_signed_recipe_is_signed_too() -> None:
+    tiny_llama(vocab_size=104).save_pretrained("padded")
+    tiny_tokenizer().save_pretrained("padded")
+    text = "merge_method: linear\nmodels: [{model: padded, parameters: {weight: 1}}]\ntokenizer_source: padded\n"
+    Path("best.yml").write_text(Provenance(3).sign(Recipe.from_yaml(text)))
+    merge("best.yml", "first")
+    merge("first/mergekit_config.yml", "second")
+    rows = [
+        load_file(f"{name}/model.safetensors")["model.embed_tokens.weight"].shape[0] for name in ("first", "second")
+    ]
+    assert rows == [104, 104]  # a scored model has the rows beyond the last token
 
 
 @pytest.mark.usefixtures("workspace")

@@ -10,6 +10,7 @@ import torch
 from gguf import GGUFReader, dequantize
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -19,14 +20,16 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmevo.errors import UserError
 from llmevo.export.formats import Format
+from llmevo.export.gguf import llama3_factors
 from llmevo.export.merge import merge
 from llmevo.merging.recipe import Recipe
 from llmevo.models.quantize import quantizer
 from llmevo.models.sources import Sources
-from support.checkpoints import quietly, weights_of
+from support.checkpoints import new_adapter, quietly, weights_of
 from support.gguf_donor import GEMMA, LLAMA, new_donor, shapes_of
 from support.tiny_model import save_tiny, tiny_llama, tiny_tokenizer
 from support.workspace import Workspace
@@ -281,3 +284,70 @@ def test_special_tokens_and_template_are_those_of_the_tokenizer_that_the_recipe_
         field = found.fields.get("tokenizer.chat_template")
         assert (field.contents() if field else None) == template
         assert len(found.fields["tokenizer.ggml.tokens"].contents()) == len(tiny_tokenizer())
+
+
+@pytest.mark.usefixtures("workspace")
+def test_the_tokens_that_a_merge_gets_from_several_models_are_compared_with_the_donors() -> None:
+    for seed, name in enumerate(("padded", "chat")):
+        tiny_llama(seed, vocab_size=104).save_pretrained(name)
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]} if seed else {})
+        tokenizer.save_pretrained(name)
+    models = [{"model": "chat", "parameters": {"weight": 0.7}}]
+    recipe = {"merge_method": "task_arithmetic", "base_model": "padded", "models": models}
+    union = Recipe.model_validate({**recipe, "tokenizer": {"source": "union", "pad_to_multiple_of": 104}})
+    shapes = shapes_of(weights_of(Path("padded")), LLAMA)
+    donor = new_donor(Path("padded.gguf"), Path("padded"), "llama", shapes)
+    with pytest.raises(UserError, match=r"token 100 is '\[PAD100\]' there and '<\|im_start\|>' in the merge"):
+        merge(union, "out.gguf", as_="gguf:f16", donor=donor)
+    merge(union, "out.gguf", as_="gguf:f16", donor=new_donor(Path("chat.gguf"), Path("chat"), "llama", shapes))
+
+
+@pytest.mark.usefixtures("workspace")
+def test_the_factors_of_llama_3_are_those_of_the_config() -> None:
+    rope = {"rope_type": "llama3", "rope_theta": 10000.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = 32
+    for name, factor in (("short", 8.0), ("long", 32.0)):
+        save_tiny(Path(name), 0, rope_parameters={**rope, "factor": factor})
+    config = AutoConfig.from_pretrained("short")
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    wanted = (1 / 10000.0 ** (torch.arange(0, 8, 2) / 8) / scaled).numpy()
+    assert llama3_factors(config.to_dict(), config.rope_parameters) == pytest.approx(wanted, rel=1e-5)
+    shapes = shapes_of(weights_of(Path("short")), LLAMA)
+    donor = new_donor(Path("short.gguf"), Path("short"), "llama", shapes, rope_freqs=wanted)
+    one = "merge_method: linear\nmodels: [{{model: {}, parameters: {{weight: 1}}}}]"
+    merge(Recipe.from_yaml(one.format("short")), "short-out.gguf", as_="gguf:f16", donor=donor)
+    with pytest.raises(UserError, match=r"its rope_freqs.weight are up to 8, and 32 by the merge's config.json"):
+        merge(Recipe.from_yaml(one.format("long")), "long-out.gguf", as_="gguf:f16", donor=donor)
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_recipe_that_changes_layers_or_positions_is_not_sent_to_another_donor() -> None:
+    donor = donor_of(Path("base"), "llama, tied", Path("base.gguf"))
+    path = "slices: [{sources: [{model: base, layer_range: [0, 2]}]}, {sources: [{model: base, layer_range: [1, 2]}]}]"
+    for text in (f"merge_method: passthrough\n{path}", "merge_method: linear\nmodels: [{model: base}]\nrope: 2"):
+        with pytest.raises(UserError, match=r"the recipe changes layers or positions.* convert_hf_to_gguf.py"):
+            merge(
+                Recipe.from_yaml(text.replace("{model: base}", "{model: base, parameters: {weight: 1}}")),
+                "out.gguf",
+                as_="gguf:f16",
+                donor=donor,
+            )
+
+
+@pytest.mark.usefixtures("workspace")
+def test_the_tokenizer_of_an_adapter_is_the_files() -> None:
+    new_adapter(Path("adapter"), Path("base"), 1)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template, tokenizer.eos_token = "{{ 'of the adapter' }}", "~"
+    tokenizer.save_pretrained("adapter")
+    donor = donor_of(Path("base"), "llama, tied", Path("base.gguf"))
+    for base in ("", "base_model: base\n"):
+        method = "task_arithmetic" if base else "linear"
+        models = "models: [{model: base+adapter, parameters: {weight: 1}}]\ntokenizer_source: base+adapter"
+        merge(
+            Recipe.from_yaml(f"merge_method: {method}\n{base}{models}"), f"{method}.gguf", as_="gguf:f16", donor=donor
+        )
+        found = GGUFReader(f"{method}.gguf").fields
+        assert found["tokenizer.chat_template"].contents() == "{{ 'of the adapter' }}"
+        assert found["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_token_id

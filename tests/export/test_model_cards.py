@@ -11,6 +11,9 @@ from llmevo.export.cards import Metadata, Parent
 from llmevo.export.merge import merge
 from llmevo.merging.recipe import Recipe
 from llmevo.models.licences import strictest
+from llmevo.models.references import ModelReference
+from llmevo.models.sources import Sources
+from support.checkpoints import new_adapter, new_checkpoint
 from support.workspace import Workspace
 
 
@@ -25,9 +28,11 @@ def test_parents_are_named_once_without_revisions_and_local_ones_not_at_all() ->
         Parent("org/base+./mine", None, "apache-2.0"),
         Parent("package:llm_x/model.gguf", None, "apache-2.0"),
         Parent("models/two", None, "apache-2.0"),
+        Parent("org/mixture@main#expert=3", None, "apache-2.0"),
+        Parent("org/quantized/model-Q8_0.gguf", None, "apache-2.0"),
     ]
     data = card(parents, local=["./mine", "models/two"]).data.to_dict()
-    assert data["base_model"] == ["org/base", "org/adapter"]
+    assert data["base_model"] == ["org/base", "org/adapter", "org/mixture", "org/quantized"]
     assert data["base_model_relation"] == "merge"
     assert data["license"] == "apache-2.0"
     assert {"merge", "llmevo", "mergekit"} <= {*data["tags"]}
@@ -45,6 +50,8 @@ def test_parents_are_named_once_without_revisions_and_local_ones_not_at_all() ->
         (["apache-2.0", None], None, "that of model 1 is not known"),
         (["other", "mit"], None, "that of model 0 is not known"),
         (["gemma", "llama3.1"], None, "ask for different things (model 0 is under gemma, model 1 is under llama3.1)"),
+        (["apache-2.0 and gemma", "mit"], "gemma", ""),
+        (["apache-2.0 and unknown"], None, "that of model 0 is not known"),
         (["cc-by-nd-4.0", "mit"], None, "allows no derived works"),
     ],
 )
@@ -143,3 +150,18 @@ def test_an_adapters_card_names_its_base_and_its_limits() -> None:
     assert read.data.to_dict()["library_name"] == "peft"
     assert "vLLM does not" in read.text  # the norms and embeddings of `one` are saved whole
     assert json.loads(Path("out/adapter_config.json").read_text())["modules_to_save"]
+
+
+@pytest.mark.usefixtures("workspace")
+def test_an_adapter_has_the_licence_of_its_model_as_well() -> None:
+    base = new_checkpoint(Path("plain"))
+    new_adapter(Path("adapter"), base, 1)
+    (base / "README.md").write_text("---\nlicense: gemma\n---\n")
+    sources, merged = Sources(), ModelReference.parse("plain+adapter")
+    assert sources.licence(merged) == "gemma"  # the adapter's card says nothing else
+    Path("adapter/README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert sources.licence(merged) == "apache-2.0 and gemma"
+    merge(Recipe.from_yaml("merge_method: linear\nmodels: [{model: plain+adapter, parameters: {weight: 1}}]"), "whole")
+    assert ModelCard.load("whole/README.md").data.to_dict()["license"] == "gemma"
+    (base / "README.md").unlink()
+    assert sources.licence(merged) == "apache-2.0 and unknown"

@@ -142,6 +142,9 @@ def test_mergekit_reads_a_path_and_makes_the_same_weights(root: Path) -> None:
     other = path.recipe(NAMED, dtype="float32")  # in gains: the same weights bit for bit
     assert other.merge_method == "by_slice"
     assert "mergekit cannot" in other.mergekit_clause
+    for name in ("org/mixture#expert=3", "org/name/file.gguf", "package:some/file.gguf"):
+        alone = Recipe.model_validate({"merge_method": "passthrough", "models": [{"model": name}]})
+        assert alone.mergekit_clause == f"mergekit cannot: it knows no reference such as {name}"
     assert "gains" in other.mergekit_clause
     assert all(torch.equal(tensor, mine[name]) for name, tensor in ours(other.as_dict(), root).items())
 

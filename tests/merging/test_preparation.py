@@ -675,3 +675,14 @@ def test_a_recipe_with_a_preparation_says_that_mergekit_cannot_read_it_and_stays
     given = recipe([{"wudi": {"blend": 0.9}}, "star"], parameters={"prepare": 0.5})
     assert Recipe.from_yaml(given.to_yaml()) == given
     assert given.mergekit_clause == "mergekit cannot: it has no prepare"
+
+
+def test_json_lines_are_texts_without_their_syntax(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": "a{b}"}\n\n"c"\n{"text": "  "}\n')
+    assert read_texts("texts.jsonl", tmp_path).tasks == {"texts": ["a{b}", "c"]}
+    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n{"question": "b"}\n')
+    with pytest.raises(RecipeError, match=r'texts.jsonl, line 2: it has no text; write {"text": "…"}'):
+        read_texts("texts.jsonl", tmp_path)
+    (tmp_path / "texts.jsonl").write_text("a\n")
+    with pytest.raises(RecipeError, match=r'cannot be read .*JSON Lines with "text"'):
+        read_texts("texts.jsonl", tmp_path)

@@ -343,3 +343,20 @@ def test_mergekit_loses_tensors_or_fails_where_all_are_merged_here(name: str, fa
     assert not lost or any(LOSES[name] in each for each in lost)
     rest = [each for each in merged if each not in lost]
     assert_near({each: others[each] for each in rest}, {each: merged[each] for each in rest}, rtol=1e-4, atol=1e-6)
+
+
+def test_special_tokens_of_another_models_tokenizer_are_those_of_the_text_tower_too(
+    families: Any, tmp_path: Path
+) -> None:
+    folder = families("Gemma 3")
+    chat = tmp_path / "chat"
+    shutil.copytree(folder / "one", chat)
+    config = json.loads((chat / "config.json").read_text())
+    config["eos_token_id"] = config["text_config"]["eos_token_id"] = 7
+    (chat / "config.json").write_text(json.dumps(config))
+    models = [{"model": str(chat), "parameters": {"weight": 0.5}}]
+    recipe = {"merge_method": "task_arithmetic", "base_model": str(folder / "base"), "models": models}
+    llmevo.merge(Recipe.model_validate({**recipe, "tokenizer_source": str(chat)}), tmp_path / "out")
+    merged = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (merged["eos_token_id"], merged["text_config"]["eos_token_id"]) == (7, 7)
+    assert "pipeline_tag: image-text-to-text" in (tmp_path / "out" / "README.md").read_text()

@@ -13,9 +13,10 @@ from llmevo.models.tokenizer import vocabulary
 def new_donor(file: Path, model: Path, architecture: str, shapes: dict[str, tuple[int, ...]], **changes: Any) -> Path:
     """Write a GGUF file of a saved model: its metadata, its tokens, and tensors of zeros in these shapes.
 
-    `changes` replace metadata; `tokens` is the vocabulary.
+    `changes` replace metadata; `tokens` is the vocabulary, `rope_freqs` the numbers of the tensor by that name.
     """
     config: Any = AutoConfig.from_pretrained(model)
+    factors = changes.pop("rope_freqs", None)
     tokens = changes.pop("tokens", None) or sorted(vocabulary(model), key=lambda token: vocabulary(model)[token])
     tokens += [f"[PAD{number}]" for number in range(len(tokens), config.vocab_size)]
     writer = GGUFWriter(file, architecture)
@@ -43,6 +44,8 @@ def new_donor(file: Path, model: Path, architecture: str, shapes: dict[str, tupl
     writer.add_uint32("tokenizer.ggml.eos_token_id", 3)
     for name, shape in shapes.items():
         writer.add_tensor(name, np.zeros(shape, np.float32))
+    if factors is not None:
+        writer.add_tensor("rope_freqs.weight", np.asarray(factors, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

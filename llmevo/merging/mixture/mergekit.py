@@ -52,8 +52,12 @@ class MixtureRecipe(BaseModel):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         count = len(self.experts)
+        by_default = "" if "experts_per_token" in self.model_fields_set else " by default"
         if not 1 <= self.experts_per_token <= count:
-            raise ValueError(f"experts_per_token is {self.experts_per_token}; give a number from 1 to {count}, as many")
+            raise ValueError(
+                f"experts_per_token is {self.experts_per_token}{by_default}; give a number from 1 to"
+                f" {count}, the number of experts"
+            )
         if self.dtype is not None and self.dtype.removeprefix("torch.") not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is unknown{nearest(self.dtype, DTYPES)}")
         if len(self.shared_experts or []) > 1:

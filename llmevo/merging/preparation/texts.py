@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from llmevo.errors import RecipeError, nearest
 from llmevo.models.files import cache_folder, kept_file
@@ -60,7 +60,7 @@ def called(name: str) -> str:
 
 
 def read_texts(name: str, root: Path, key: str = KEY) -> Texts:
-    """Read the texts of a recipe: a JSON object {task: [text, …]}, or a file with a text a line.
+    """Read the texts of a recipe: a JSON object {task: [text, …]}, JSON Lines with `text`, or a text a line.
 
     `name` is a file relative to `root`, or one that `Texts.keep` wrote; errors say that `key` names it. Raises
     RecipeError.
@@ -68,13 +68,16 @@ def read_texts(name: str, root: Path, key: str = KEY) -> Texts:
     file = next((f for f in (root / name, cache_folder() / "texts" / name) if f.is_file()), root / name)
     try:
         content = file.read_text(encoding="utf-8")
-        tasks = json.loads(content) if file.suffix == ".json" else {file.stem: content.splitlines()}
+        lines = content.splitlines()
+        if file.suffix == ".jsonl":
+            lines = [_text_of(line, place, file, key) for place, line in enumerate(lines, 1) if line.strip()]
+        tasks = json.loads(content) if file.suffix == ".json" else {file.stem: lines}
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         again = "; `llmevo export RUN` makes that of a run again" if key == KEY else ""
         raise RecipeError(
-            f"{key}: {file} cannot be read ({reason}); it is a JSON file {{task: [text, …]}}, or one with a text"
-            f" a line{again}"
+            f"{key}: {file} cannot be read ({reason}); it is a JSON file {{task: [text, …]}}, JSON Lines"
+            f' with "text", or a file with a text a line{again}'
         ) from error
     if not isinstance(tasks, dict) or not all(_is_texts(texts) for texts in cast(dict[str, object], tasks).values()):
         raise RecipeError(f"{key}: {file} is no JSON object {{task: [text, …]}}")
@@ -82,6 +85,15 @@ def read_texts(name: str, root: Path, key: str = KEY) -> Texts:
     if not any(kept.values()):
         raise RecipeError(f"{key}: {file} has no text")
     return Texts(kept)
+
+
+def _text_of(line: str, place: int, file: Path, key: str) -> str:
+    """Return the text of a line of a .jsonl file."""
+    content: Any = json.loads(line)
+    found = content.get("text") if isinstance(content, dict) else content
+    if not isinstance(found, str):
+        raise RecipeError(f'{key}: {file}, line {place}: it has no text; write {{"text": "…"}}, or the text in quotes')
+    return found
 
 
 def _is_texts(value: object) -> bool:

@@ -12,7 +12,7 @@ from llmevo.merging.vocabulary import plain
 from llmevo.models.adapters import LoraModel
 from llmevo.models.architecture import routers_of, text_config
 from llmevo.models.checkpoints import stored
-from llmevo.models.licences import DUTIES, FREE, UNKNOWN, normal
+from llmevo.models.licences import DUTIES, FREE, UNKNOWN, parts
 from llmevo.models.references import ModelPath, ModelReference
 from llmevo.run.preflight.base import Finding, Findings, folders, names
 from llmevo.run.scorer import Scorer
@@ -253,8 +253,8 @@ def licences(scorer: Scorer) -> Findings:
     """Licences of the model cards that may not go together, and cards that name none. It is no legal advice."""
     declared: dict[str, list[str]] = {}
     for reference, name in names(scorer).items():
-        licence = normal(scorer.sources.licence(reference)) or "none"
-        declared.setdefault(licence, []).append(name)
+        for licence in parts(scorer.sources.licence(reference)):
+            declared.setdefault(licence or "none", []).append(name)
     for licence, models in declared.items():
         if found := _of_licence(licence, [other for other in declared if other != licence]):
             yield Finding(", ".join(models), *found)
