@@ -22,7 +22,7 @@ def dense(
     text: Annotated[
         Path | None,
         typer.Option(
-            help="With --by average or widen: texts on which the routers' use is measured; a text a line, or JSON"
+            help="With --by average or widen: texts on which the routers' use is measured; a text a line, JSON or JSON Lines"
             " {task: [text, …]}."
         ),
     ] = None,
