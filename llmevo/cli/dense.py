@@ -22,8 +22,8 @@ def dense(
     text: Annotated[
         Path | None,
         typer.Option(
-            help="With --by average or widen: texts on which the routers' use is measured; a text a line, JSON or JSON Lines"
-            " {task: [text, …]}."
+            help="With --by average or widen: texts on which the routers' use is measured: a text a line, JSON Lines"
+            ' with "text", or JSON {task: [text, …]}.'
         ),
     ] = None,
     experts: Annotated[int | None, typer.Option(help="With --by widen: experts a layer; 2 by default.")] = None,

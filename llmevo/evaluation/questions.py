@@ -17,6 +17,9 @@ NEAR = 0.8
 """The Jaccard similarity of shingles from which on two questions are the same with a few words changed (Broder 1997,
 https://doi.org/10.1109/SEQUEN.1997.666900)."""
 
+COMMON = (10, 0.05)
+"""Shingles in more questions than the first number, and than the second as a share, tell no question from another."""
+
 Question = tuple[str, str]
 """Its task and its text."""
 
@@ -141,20 +144,21 @@ def check_disjoint(name: str, questions: Iterable[Compared], others: Iterable[Co
 def near_duplicates(questions: Iterable[Question], others: Iterable[Question]) -> list[tuple[Question, Question]]:
     """Questions that are nearly among the others, each with the one it is like.
 
-    Texts under ten words are not judged, and other numbers make another question.
+    Texts under ten words are not judged, and other numbers make another question. Words that many of the others share,
+    such as an instruction, are not compared.
     """
-    known: list[Question] = []
-    pieces: list[set[tuple[str, ...]]] = []
+    known, wanted = [*others], [*questions]
+    pieces = [_shingles(text) for _, text in known]
+    asked = Counter(shingle for piece in pieces for shingle in piece)
+    common = {shingle for shingle, count in asked.items() if count > max(COMMON[0], COMMON[1] * len(known))}
+    pieces = [piece - common for piece in pieces]
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for question in others:
-        shingles = _shingles(question[1])
-        for shingle in shingles:
-            holders[shingle].append(len(known))
-        known.append(question)
-        pieces.append(shingles)
+    for place, piece in enumerate(pieces):
+        for shingle in piece:
+            holders[shingle].append(place)
     found: list[tuple[Question, Question]] = []
-    for question in questions:
-        own = _shingles(question[1])
+    for question in wanted:
+        own = _shingles(question[1]) - common
         shared = Counter(place for shingle in own for place in holders.get(shingle, ()))
         for place, count in shared.most_common(5):
             near = count / (len(own) + len(pieces[place]) - count) >= NEAR

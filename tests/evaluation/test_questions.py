@@ -88,3 +88,15 @@ def test_near_duplicates_are_found_and_short_questions_are_not_judged() -> None:
     assert near_duplicates([changed, other, ("heldout", "What is 1 + 3?")], search) == [(changed, search[0])]
     years = [("years", f"{story} in the year {year} of our count, as everybody knows who was there") for year in (1, 2)]
     assert not near_duplicates(years[:1], years[1:])
+
+
+def test_an_instruction_before_every_question_makes_none_of_them_alike() -> None:
+    instruction = (
+        "Read the following question carefully and answer it in one word without any further explanation. " * 3
+    )
+    colours = [f"{a}{b}" for a in "bcdfghjklm" for b in ("red", "blue", "green", "grey", "pink")]
+    asked = [
+        ("q", f"{instruction}Which fruit with {one} skin does a {one} bird of the {one} hills eat?") for one in colours
+    ]
+    assert not near_duplicates(asked[:25], asked[25:])
+    assert near_duplicates([("q", asked[7][1])], asked) == [(asked[7], asked[7])]
