@@ -103,6 +103,8 @@ def test_a_broken_log_is_told_with_its_reason_and_what_stands_before_the_break(t
     assert (orphan.state, "candidate 7" in orphan.reason) == ("broken", True)
     newer = status(written(tmp_path / "newer", [started(llm={"telepathy": True})]))
     assert (newer.state, "llm.telepathy" in newer.reason) == ("broken", True)
+    headless = status(written(tmp_path / "headless", [event for event in whole_run()[1:] if event.event == "prompted"]))
+    assert (headless.state, "its first line is missing" in headless.reason) == ("broken", True)
 
 
 @pytest.mark.parametrize("change", ["a candidate of the finals without a score", "brackets in brackets"])

@@ -97,6 +97,8 @@ def status_of(run: Path, state: RunState, written: bool, reason: str = "", other
         known = _known(state, run, written, others)
     except UserError as error:  # a config that this version does not read
         reason = reason or str(error)
+    if state.started is None and state.latest is not None:
+        reason = reason or f"{run / LOG} does not begin with run_started: its first line is missing; restore the file"
     kind = "broken" if reason else "finished" if state.finished else "running" if written else "stopped"
     return Status(str(run), kind, reason, **known)
 
